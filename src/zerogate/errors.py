@@ -1,0 +1,25 @@
+"""Everything zerogate raises on purpose: one base class, one line a message, the value received and the way out."""
+
+
+class ZerogateError(ValueError):
+    """Base of all errors that a user can cause and mend."""
+
+
+class WatchError(ZerogateError):
+    """The model could not be run on the example inputs, or holds nothing that could be removed."""
+
+
+class CompactionError(ZerogateError):
+    """The compacted module would differ from the gated one; it is not handed back."""
+
+
+class DataError(ZerogateError):
+    """A data set is missing, malformed or does not fit the model."""
+
+
+class ConfigError(ZerogateError):
+    """A configuration or a command line that cannot be carried out."""
+
+
+class CheckpointError(ZerogateError):
+    """A checkpoint that is truncated, belongs to another model, or lacks what is asked of it."""
