@@ -1,0 +1,43 @@
+"""zerogate: learn which parts of a network are exactly zero, then remove them.
+
+    sparse = zerogate.sparsify(model, example_inputs, gate=zerogate.HardConcrete(), objective=zerogate.Penalty(1.0))
+    ...  # train with `loss + sparse.loss()`, `sparse.step()` after each optimizer step
+    small = sparse.compact()
+"""
+
+from zerogate import models
+from zerogate.cost import Cost
+from zerogate.errors import (
+    CheckpointError,
+    CompactionError,
+    ConfigError,
+    DataError,
+    WatchError,
+    ZerogateError,
+)
+from zerogate.gates import Gate, HardConcrete, SoftMask
+from zerogate.groups import Group
+from zerogate.masking import Sparsified, sparsify
+from zerogate.objective import Penalty
+from zerogate.report import Report
+from zerogate.schedules import Exponential
+
+__all__ = [
+    "CheckpointError",
+    "CompactionError",
+    "ConfigError",
+    "Cost",
+    "DataError",
+    "Exponential",
+    "Gate",
+    "Group",
+    "HardConcrete",
+    "Penalty",
+    "Report",
+    "SoftMask",
+    "Sparsified",
+    "WatchError",
+    "ZerogateError",
+    "models",
+    "sparsify",
+]

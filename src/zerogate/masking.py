@@ -1,0 +1,441 @@
+"""`sparsify`: gates on an ordinary module, attached from outside.
+
+A gate multiplies the *input slice of every consumer's weight*, never the channel where it is made: a closed channel is
+then read by nobody, so biases, BatchNorm shifts and paddings before it cannot matter. The root's forward draws all gates
+once; while a layer runs, its weight is shadowed by the masked one (an entry in the module's `__dict__`, which Python finds
+before the registered parameter). The model's class, its `state_dict` and its parameters' names stay as they are.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from zerogate import compaction
+from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
+from zerogate.errors import WatchError, ZerogateError
+from zerogate.gates import Gate, HardConcrete
+from zerogate.groups import Group, Inputs, Structure, build, watch
+from zerogate.objective import Penalty
+from zerogate.report import Report, make_report
+
+Unit = Literal["channel", "weight"]
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Mask:
+    """How gates lie on one weight: ``weight · z[units]`` with z broadcast by ``view`` (−1 in units: never gated)."""
+
+    weight: str
+    units: Tensor
+    view: tuple[int, ...]
+
+
+def sparsify(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    gate: Gate | None = None,
+    unit: Unit = "channel",
+    objective: Penalty | None = None,
+    per_example: bool = False,
+    gate_inputs: bool = False,
+    exclude: Sequence[str] | None = None,
+) -> Sparsified:
+    """Attaches gates to a model, in place, and returns the handle that trains, counts and compacts them.
+
+    The model runs twice on copies: once watched, to find which channels belong together, and once compacted at random,
+    to see that every group can really be removed; a group that cannot is left alone, and the report says why. Neither
+    leaves a trace in the model.
+
+    Args:
+        model: any module; it is gated while the handle is attached, random gates in training mode and the deployed
+            mask in evaluation mode.
+        example_inputs: what one forward takes: a tensor, a tuple of positional or a dict of keyword arguments. The first
+            dimension of the first tensor is the batch, by which MACs are divided.
+        gate: the kind of gate; default ``HardConcrete()``.
+        unit: ``"channel"`` (removed physically) or ``"weight"`` (single weights of convolutions and linear layers become
+            exactly zero; shapes stay).
+        objective: default ``Penalty(1.0)``.
+        per_example: a draw of its own for every example, multiplied into activations; default one draw per forward,
+            multiplied into weights.
+        gate_inputs: also gate the network's inputs (feature selection); compaction then selects inputs first.
+        exclude: patterns (as in ``fnmatch``) of names of layers to leave dense. Default: for ``unit="weight"`` what the
+            model's class names in ``dense_by_default``, else none.
+
+    Raises:
+        WatchError: the model rejects the inputs, cannot be copied, or has nothing to remove.
+        ZerogateError: the model has gates already, or an argument is out of range.
+    """
+    if not isinstance(model, nn.Module):
+        raise ZerogateError(f"sparsify takes a torch.nn.Module, got {type(model).__name__}")
+    if _ATTACHED.get(model):
+        raise ZerogateError(
+            f"this {type(model).__name__} has gates already; call detach() on the handle that sparsify returned first"
+        )
+    if unit not in ("channel", "weight"):
+        raise ZerogateError(f'unit is "channel" or "weight", got {unit!r}')
+    if unit == "weight" and (per_example or gate_inputs):
+        raise ZerogateError('per_example and gate_inputs go with unit="channel"; single weights are gated once per forward')
+    if exclude is None:
+        exclude = getattr(model, "dense_by_default", ()) if unit == "weight" else ()
+    excluded = _matching(model, exclude)
+    owners = {name: name.rpartition(".")[0] for name, _ in compaction.named_tensors(model)}
+    seen = watch(model, example_inputs, label_inputs=gate_inputs)
+    structure = build(seen, owners, excluded)
+    if unit == "channel":
+        structure = compaction.only_removable(model, example_inputs, seen, structure, owners, excluded)
+    return Sparsified(
+        model,
+        example_inputs,
+        structure,
+        gate=HardConcrete() if gate is None else gate,
+        unit=unit,
+        objective=Penalty() if objective is None else objective,
+        per_example=per_example,
+        excluded=excluded,
+    )
+
+
+class Sparsified(nn.Module):
+    """Gates attached to a model; made by `sparsify`.
+
+    A module of its own: its `state_dict` holds the logits and the gate's and objective's state, not the model.
+
+    Attributes:
+        model: the model given to `sparsify`, gated in place.
+        logits: all gates of the model, one parameter [units]; negative closes, positive opens.
+        groups: `Group`s: name, slice into ``logits``, producers, consumers.
+        dense_cost: `Cost` with every gate open.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        structure: Structure,
+        *,
+        gate: Gate,
+        unit: Unit,
+        objective: Penalty,
+        per_example: bool,
+        excluded: frozenset[str],
+    ) -> None:
+        super().__init__()
+        self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
+        self.example_inputs = example_inputs
+        self.structure = structure
+        self.unit = unit
+        self.per_example = per_example
+        parameters = dict(model.named_parameters())
+        shapes = {name: p.shape for name, p in parameters.items()}
+        self.cost_model: CostModel
+        if unit == "weight":
+            self.masks, self.groups = _weight_masks(structure, shapes, excluded)
+            self.cost_model = WeightCost(
+                structure, {m.weight: g.slice for m, g in zip(self.masks, self.groups, strict=True)}, shapes
+            )
+        else:
+            self.masks, self.groups = _channel_masks(structure, parameters), structure.groups
+            self.cost_model = ChannelCost(structure, shapes)
+        units = self.groups[-1].slice.stop if self.groups else 0
+        if units == 0:
+            raise WatchError(_nothing_to_remove(model, structure))
+        self.gate = gate
+        self.objective = objective
+        device = next(iter(parameters.values())).device
+        self.logits = nn.Parameter(gate.initial_logits(units).to(device))
+        self.gate.to(device)
+        self.objective.to(device)
+        index = torch.cat([m.units for m in self.masks])
+        self.register_buffer("_index", torch.where(index < 0, units, index).to(device), persistent=False)
+        self._lengths = [len(m.units) for m in self.masks]
+        self._drawn: list[Tensor] | None = None
+        self._inside = False
+        self._handles: list[Any] = []
+        self.attach()
+
+    # training
+
+    def param_groups(self, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer: the model's weights, and the gates with a learning rate of their own and no
+        weight decay. ``gate_lr`` defaults to 30 · lr: at the weights' own rate gates hardly move."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        return [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"name": "gates", "params": [self.logits], "lr": 30 * lr if gate_lr is None else gate_lr, "weight_decay": 0.0},
+        ]
+
+    def loss(self) -> Tensor:
+        """The objective's term, a 0-dim tensor to add to the task's loss."""
+        return self.objective(self.gate.open_probability(self.logits), self.cost_model)
+
+    def step(self) -> None:
+        """Call once after each optimizer step; moves the gate's schedule on."""
+        self.gate.step()
+
+    # counting
+
+    @property
+    def dense_cost(self) -> Cost:
+        return self.cost_model.dense
+
+    def open_probability(self) -> Tensor:
+        """P(z ≠ 0) of every unit, detached, [units]."""
+        return self.gate.open_probability(self.logits).detach()
+
+    def is_open(self) -> Tensor:
+        """Whether the deployed mask lets each unit through, bool [units]."""
+        return self.gate.mask(self.logits.detach()) > 0
+
+    def kept(self) -> Tensor:
+        """Units that compaction keeps, bool [units]: open and of use, and at least one of each group."""
+        return self.cost_model.kept(self.is_open(), self.logits.detach())
+
+    def cost(self, hard: bool = True) -> Cost:
+        """What is left: deployed (ints, the count of what `compact` returns now) or expected (tensors, differentiable)."""
+        if hard:
+            return self.cost_model.exact(self.is_open())
+        return self.cost_model.expected(self.gate.open_probability(self.logits))
+
+    # deploying
+
+    def compact(self) -> nn.Module:
+        """A new plain module without the closed units: no gates, no masks, the same outputs as the gated model in
+        evaluation mode.
+
+        The gated model stays as it is. Training mode is that of the model. Before it is returned, the module is
+        compared with the gated one in float64 on the example inputs.
+
+        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest.
+        """
+        return compaction.compact(self)
+
+    def difference(self, small: nn.Module) -> float:
+        """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode."""
+        return compaction.difference(self, small)
+
+    def report(self) -> Report:
+        """Every layer: kept, shrunk or refused, and why."""
+        return make_report(self)
+
+    # attaching
+
+    def attach(self) -> None:
+        """Puts the gates (back) on the model."""
+        if self._handles:
+            return
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
+        tied = compaction.tied_names(self.model)
+        for number, mask in enumerate(self.masks):
+            for host in dict.fromkeys(c.host for c in self.structure.calls if c.weight == mask.weight):
+                for name in tied[mask.weight]:
+                    owner, _, attribute = name.rpartition(".")
+                    shadows.setdefault(host, []).append((modules[owner], attribute, number))
+        self._handles = [
+            self.model.register_forward_pre_hook(_Begin(self), prepend=True, with_kwargs=True),
+            self.model.register_forward_hook(_End(self), always_call=True),
+        ]
+        for host, held in shadows.items():
+            hook = _Shadow(self, held)
+            self._handles.append(modules[host].register_forward_pre_hook(hook))
+            self._handles.append(modules[host].register_forward_hook(_Unshadow(held), always_call=True))
+        if self.per_example:
+            for number, mask in enumerate(self.masks):
+                for c in self.structure.calls:
+                    if c.weight == mask.weight:
+                        if c.host != c.layer:
+                            raise ZerogateError(
+                                f"per_example gates need {c.layer} to be called as a module, but its weight is read in "
+                                f"{c.host or 'the root'}; exclude it with exclude=[{c.layer!r}]"
+                            )
+                        hook = _Multiply(self, number, c.channel_dim)
+                        self._handles.append(modules[c.host].register_forward_pre_hook(hook))
+                        break
+        _ATTACHED[self.model] = True
+
+    def detach(self) -> None:
+        """Takes the gates off; the model is the user's plain one again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._drawn = None
+        _ATTACHED.pop(self.model, None)
+
+    @contextmanager
+    def detached(self) -> Iterator[nn.Module]:
+        """The plain model, for as long as the block lasts."""
+        attached = bool(self._handles)
+        self.detach()
+        try:
+            yield self.model
+        finally:
+            if attached:
+                self.attach()
+
+    def masked_weights(self, z: Tensor) -> list[Tensor]:
+        """Every gated weight times its gates, for z [units]."""
+        parameters = dict(self.model.named_parameters())
+        spread = torch.cat([z, z.new_ones(1)])[self._index].split(self._lengths)
+        return [
+            parameters[m.weight] * part.view(m.view).to(parameters[m.weight].dtype)
+            for m, part in zip(self.masks, spread, strict=True)
+        ]
+
+    def draw(self, examples: int | None) -> None:
+        """Draws all gates; [units] into the weights, or [examples, units] to be multiplied into activations."""
+        first = next(self.model.parameters())
+        if first.device != self.logits.device:
+            raise ZerogateError(
+                f"the model is on {first.device} and its gates on {self.logits.device}; move the handle too: "
+                f"sparse.to({str(first.device)!r})"
+            )
+        if not self.model.training:
+            self._drawn = self.masked_weights(self.gate.mask(self.logits))
+        elif examples is None:
+            self._drawn = self.masked_weights(self.gate.sample(self.logits))
+        else:
+            z = self.gate.sample(self.logits, examples)
+            spread = torch.cat([z, z.new_ones(examples, 1)], 1)[:, self._index]
+            self._drawn = list(spread.split(self._lengths, 1))
+
+    def current(self, number: int) -> Tensor:
+        """The drawn tensor of a mask: of the root's forward that runs, or whose gradient is being recomputed."""
+        if self._drawn is None or not (self._inside or torch._C._current_graph_task_id() != -1):
+            if self.per_example and self.model.training:
+                raise ZerogateError("per-example gates are drawn by the root's forward; call the model, not a part of it")
+            self.draw(None)  # a part of the model called by itself
+        assert self._drawn is not None
+        return self._drawn[number]
+
+    @property
+    def multiplies_activations(self) -> bool:
+        return self.per_example and self.model.training
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_drawn": None, "_inside": False}  # a draw belongs to a graph, which cannot be copied
+
+    def extra_repr(self) -> str:
+        return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
+
+
+# Hooks are objects, not closures, so that copies and pickles of a gated model carry their own handle with them.
+
+
+@dataclass
+class _Begin:
+    sparse: Sparsified
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        examples = None
+        if self.sparse.multiplies_activations:
+            examples = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        self.sparse.draw(examples)
+        self.sparse._inside = True
+
+
+@dataclass
+class _End:
+    sparse: Sparsified
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.sparse._inside = False
+        if not torch.is_grad_enabled():
+            self.sparse._drawn = None
+
+
+@dataclass
+class _Shadow:
+    sparse: Sparsified
+    held: list[tuple[nn.Module, str, int]]
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if not self.sparse.multiplies_activations:
+            for owner, attribute, number in self.held:
+                owner.__dict__[attribute] = self.sparse.current(number)
+
+
+@dataclass
+class _Unshadow:
+    held: list[tuple[nn.Module, str, int]]
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        for owner, attribute, _ in self.held:
+            owner.__dict__.pop(attribute, None)
+
+
+@dataclass
+class _Multiply:
+    sparse: Sparsified
+    number: int
+    channel_dim: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self.sparse.multiplies_activations:
+            return None
+        x, z = args[0], self.sparse.current(self.number)
+        if x.shape[0] != z.shape[0]:
+            raise ZerogateError(
+                f"per-example gates: a layer received {x.shape[0]} examples where the network received {z.shape[0]}; "
+                "use per_example=False for networks that fold other dimensions into the batch"
+            )
+        shape = [1] * x.ndim
+        shape[0], shape[self.channel_dim] = z.shape
+        return (x * z.view(shape).to(x.dtype), *args[1:])
+
+
+def _channel_masks(structure: Structure, parameters: dict[str, nn.Parameter]) -> list[Mask]:
+    masks = []
+    for axis in dict.fromkeys(c.consumes for c in structure.calls if c.consumes in structure.axes):
+        assert axis is not None
+        name, dim = axis
+        view = [1] * parameters[name].ndim
+        view[dim] = -1
+        masks.append(Mask(name, structure.axes[axis], tuple(view)))
+    return masks
+
+
+def _weight_masks(
+    structure: Structure, shapes: dict[str, torch.Size], excluded: frozenset[str]
+) -> tuple[list[Mask], tuple[Group, ...]]:
+    masks, groups, start = [], [], 0
+    for c in structure.calls:
+        if not c.weight or c.layer in excluded or any(m.weight == c.weight for m in masks):
+            continue
+        stop = start + shapes[c.weight].numel()
+        masks.append(Mask(c.weight, torch.arange(start, stop), tuple(shapes[c.weight])))
+        groups.append(Group(c.weight, slice(start, stop), (c.layer,), (c.layer,)))
+        start = stop
+    return masks, tuple(groups)
+
+
+def _matching(model: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
+    if isinstance(patterns, str):
+        raise ZerogateError(f"exclude is a list of names or patterns, got the string {patterns!r}; write [{patterns!r}]")
+    names = [name for name, _ in model.named_modules()]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise ZerogateError(f"exclude: no module is called {pattern!r}; the model has {', '.join(names[1:6])}, …")
+        for name in matched:
+            found.update(n for n in names if n == name or n.startswith(f"{name}."))
+    return frozenset(found)
+
+
+def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:
+    reasons = "; ".join(dict.fromkeys(structure.refused.values())) or "it runs no convolution or linear layer with parameters"
+    return (
+        f"{type(model).__name__} has no unit that could be removed: {reasons}. Channels must lie between two "
+        'layers; unit="weight" gates single weights, gate_inputs=True the inputs'
+    )
