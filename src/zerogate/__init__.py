@@ -1,8 +1,8 @@
 """zerogate: learn which parts of a network are exactly zero, then remove them.
 
-    sparse = zerogate.sparsify(model, example_inputs, gate=zerogate.HardConcrete(), objective=zerogate.Penalty(1.0))
-    ...  # train with `loss + sparse.loss()`, `sparse.step()` after each optimizer step
-    small = sparse.compact()
+sparse = zerogate.sparsify(model, example_inputs, gate=zerogate.HardConcrete(), objective=zerogate.Penalty(1.0))
+...  # train with `loss + sparse.loss()`, `sparse.step()` after each optimizer step
+small = sparse.compact()
 """
 
 from zerogate import models
@@ -21,6 +21,7 @@ from zerogate.masking import Sparsified, sparsify
 from zerogate.objective import Penalty
 from zerogate.report import Report
 from zerogate.schedules import Exponential
+from zerogate.storage import load, save
 
 __all__ = [
     "CheckpointError",
@@ -38,6 +39,8 @@ __all__ = [
     "Sparsified",
     "WatchError",
     "ZerogateError",
+    "load",
     "models",
+    "save",
     "sparsify",
 ]

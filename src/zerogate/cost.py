@@ -36,7 +36,7 @@ class _Product(torch.autograd.Function):
         return x.prod(-1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         one = torch.ones_like(x[..., :1])
         before = torch.cat([one, x[..., :-1]], -1).cumprod(-1)
@@ -101,11 +101,11 @@ class ChannelCost(CostModel):
             terms[tuple(row for row in rows if row is not None), "params"] += rest
         for c in structure.calls:
             coefficient, factors = c.macs, []
-            for axis in (c.consumes, c.produces):
-                if axis in self._rows:
-                    factors.append(self._rows[axis])
-                elif axis is not None:
-                    coefficient *= shapes[axis[0]][axis[1]]
+            for place in (c.consumes, c.produces):
+                if place in self._rows:
+                    factors.append(self._rows[place])
+                elif place is not None:
+                    coefficient *= shapes[place[0]][place[1]]
             terms[tuple(factors), "macs"] += coefficient  # type: ignore[assignment]
         keys = list(dict.fromkeys(rows for rows, _ in terms))
         width = max((len(k) for k in keys), default=0)
@@ -115,7 +115,9 @@ class ChannelCost(CostModel):
             "held": held,
             "fixed": fixed,
             "factors": torch.tensor(factors_of, dtype=torch.int64).view(len(keys), width),
-            "weights": torch.tensor([[terms[k, what] for k in keys] for what in ("params", "macs")], dtype=torch.float64),
+            "weights": torch.tensor(
+                [[terms[k, what] for k in keys] for what in ("params", "macs")], dtype=torch.float64
+            ),
             "members": _padded([list(range(g.slice.start, g.slice.stop)) for g in structure.groups], structure.units),
             "group": group_of_unit,
             **self._listeners(),
@@ -126,31 +128,31 @@ class ChannelCost(CostModel):
 
     def _listeners(self) -> dict[str, Tensor]:
         """Which layers consume each group and which groups each layer makes, as padded index lists."""
-        groups, made, consumers = len(self.structure.groups), [], [[] for _ in self.structure.groups]  # type: ignore[var-annotated]
+        groups = len(self.structure.groups)
+        made: list[list[int]] = []
+        consumers: list[list[int]] = [[] for _ in self.structure.groups]
         for c in self.structure.calls:
-            if c.consumes not in self._groups_on:
-                continue
-            out = self.structure.axes.get(c.produces) if c.produces else None
-            always = out is None or bool((out < 0).any())
-            for g in self._groups_on[c.consumes]:
-                consumers[g].append(len(made))
-            made.append([groups + 1] if always else self._groups_on[c.produces])  # type: ignore[index]
+            if c.consumes in self._groups_on:
+                for g in self._groups_on[c.consumes]:
+                    consumers[g].append(len(made))
+                units = None if c.produces is None else self.structure.axes.get(c.produces)
+                lasting = c.produces is None or units is None or bool((units < 0).any())
+                made.append([groups + 1] if lasting else self._groups_on[c.produces])  # type: ignore[index]
         self._made, self._consumers = made, consumers
         # index `groups` is padding (dead with certainty: neutral in a product), `groups + 1` a layer that never dies
         return {"makes": _padded(made, groups), "consumers": _padded(consumers, len(made))}
 
     def _longest_chain(self) -> int:
         """Rounds after which the death of layers has travelled as far as it can."""
-        dead, rounds = set(range(len(self.structure.groups))), 0
-        level = dict.fromkeys(dead, 0)
-        for rounds in range(len(level) + 1):
-            before = dict(level)
-            for g in level:
-                below = [h for layer in self._consumers[g] for h in self._made[layer] if h in level]
-                level[g] = max((before[h] + 1 for h in below), default=0)
+        level = [0] * len(self.structure.groups)
+        for _ in level:  # at most: a network with a cycle (shared layers) never settles
+            before = list(level)
+            for g, layers in enumerate(self._consumers):
+                below = [before[h] + 1 for layer in layers for h in self._made[layer] if h < len(level)]
+                level[g] = max(below, default=0)
             if level == before:
                 break
-        return min(rounds + 1, len(level))
+        return min(max(level, default=0) + 1, len(level))
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._by_device:

@@ -68,7 +68,8 @@ class HardConcrete(Gate):
         super().__init__()
         _check(0 < droprate_init < 1, f"droprate_init must lie strictly between 0 and 1, got {droprate_init}")
         _check(
-            temperature > 0 and math.isfinite(temperature), f"temperature must be positive and finite, got {temperature}"
+            temperature > 0 and math.isfinite(temperature),
+            f"temperature must be positive and finite, got {temperature}",
         )
         _check(low < 0, f"low (γ) must be below 0 so that gates can close exactly, got {low}")
         _check(high > 1, f"high (ζ) must be above 1 so that gates can open fully, got {high}")
@@ -103,7 +104,9 @@ class HardConcrete(Gate):
         return torch.sigmoid(logits - self.temperature * math.log(-self.low / self.high))
 
     def extra_repr(self) -> str:
-        return f"droprate_init={self.droprate_init}, temperature={self.temperature:.4g}, low={self.low}, high={self.high}"
+        return (
+            f"droprate_init={self.droprate_init}, temperature={self.temperature:.4g}, low={self.low}, high={self.high}"
+        )
 
 
 class SoftMask(Gate):

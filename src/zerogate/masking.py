@@ -12,32 +12,24 @@ import fnmatch
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from zerogate import compaction
 from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates import Gate, HardConcrete
-from zerogate.groups import Group, Inputs, Structure, build, watch
+from zerogate.groups import Inputs, Structure, build, watch
+from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow
+from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
+from zerogate.plans import named_tensors, tied_names
 from zerogate.report import Report, make_report
 
 Unit = Literal["channel", "weight"]
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Mask:
-    """How gates lie on one weight: ``weight · z[units]`` with z broadcast by ``view`` (−1 in units: never gated)."""
-
-    weight: str
-    units: Tensor
-    view: tuple[int, ...]
 
 
 def sparsify(
@@ -85,11 +77,13 @@ def sparsify(
     if unit not in ("channel", "weight"):
         raise ZerogateError(f'unit is "channel" or "weight", got {unit!r}')
     if unit == "weight" and (per_example or gate_inputs):
-        raise ZerogateError('per_example and gate_inputs go with unit="channel"; single weights are gated once per forward')
+        raise ZerogateError(
+            'per_example and gate_inputs go with unit="channel"; single weights are gated once per forward'
+        )
     if exclude is None:
         exclude = getattr(model, "dense_by_default", ()) if unit == "weight" else ()
     excluded = _matching(model, exclude)
-    owners = {name: name.rpartition(".")[0] for name, _ in compaction.named_tensors(model)}
+    owners = {name: name.rpartition(".")[0] for name, _ in named_tensors(model)}
     seen = watch(model, example_inputs, label_inputs=gate_inputs)
     structure = build(seen, owners, excluded)
     if unit == "channel":
@@ -118,6 +112,9 @@ class Sparsified(nn.Module):
         dense_cost: `Cost` with every gate open.
     """
 
+    model: nn.Module
+    _index: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -140,12 +137,12 @@ class Sparsified(nn.Module):
         shapes = {name: p.shape for name, p in parameters.items()}
         self.cost_model: CostModel
         if unit == "weight":
-            self.masks, self.groups = _weight_masks(structure, shapes, excluded)
+            self.masks, self.groups = weight_masks(structure, shapes, excluded)
             self.cost_model = WeightCost(
                 structure, {m.weight: g.slice for m, g in zip(self.masks, self.groups, strict=True)}, shapes
             )
         else:
-            self.masks, self.groups = _channel_masks(structure, parameters), structure.groups
+            self.masks, self.groups = channel_masks(structure, parameters), structure.groups
             self.cost_model = ChannelCost(structure, shapes)
         units = self.groups[-1].slice.stop if self.groups else 0
         if units == 0:
@@ -172,7 +169,12 @@ class Sparsified(nn.Module):
         weights = [p for p in self.model.parameters() if p.requires_grad]
         return [
             {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
-            {"name": "gates", "params": [self.logits], "lr": 30 * lr if gate_lr is None else gate_lr, "weight_decay": 0.0},
+            {
+                "name": "gates",
+                "params": [self.logits],
+                "lr": 30 * lr if gate_lr is None else gate_lr,
+                "weight_decay": 0.0,
+            },
         ]
 
     def loss(self) -> Tensor:
@@ -221,7 +223,9 @@ class Sparsified(nn.Module):
         return compaction.compact(self)
 
     def difference(self, small: nn.Module) -> float:
-        """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode."""
+        """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode.
+
+        For a module of lower precision it includes the rounding of gates that lie between 0 and 1 into the weights."""
         return compaction.difference(self, small)
 
     def report(self) -> Report:
@@ -236,20 +240,20 @@ class Sparsified(nn.Module):
             return
         modules = dict(self.model.named_modules(remove_duplicate=False))
         shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
-        tied = compaction.tied_names(self.model)
+        tied = tied_names(self.model)
         for number, mask in enumerate(self.masks):
             for host in dict.fromkeys(c.host for c in self.structure.calls if c.weight == mask.weight):
                 for name in tied[mask.weight]:
                     owner, _, attribute = name.rpartition(".")
                     shadows.setdefault(host, []).append((modules[owner], attribute, number))
         self._handles = [
-            self.model.register_forward_pre_hook(_Begin(self), prepend=True, with_kwargs=True),
-            self.model.register_forward_hook(_End(self), always_call=True),
+            self.model.register_forward_pre_hook(Begin(self), prepend=True, with_kwargs=True),
+            self.model.register_forward_hook(End(self), always_call=True),
         ]
         for host, held in shadows.items():
-            hook = _Shadow(self, held)
+            hook = Shadow(self, held)
             self._handles.append(modules[host].register_forward_pre_hook(hook))
-            self._handles.append(modules[host].register_forward_hook(_Unshadow(held), always_call=True))
+            self._handles.append(modules[host].register_forward_hook(Unshadow(held), always_call=True))
         if self.per_example:
             for number, mask in enumerate(self.masks):
                 for c in self.structure.calls:
@@ -259,8 +263,8 @@ class Sparsified(nn.Module):
                                 f"per_example gates need {c.layer} to be called as a module, but its weight is read in "
                                 f"{c.host or 'the root'}; exclude it with exclude=[{c.layer!r}]"
                             )
-                        hook = _Multiply(self, number, c.channel_dim)
-                        self._handles.append(modules[c.host].register_forward_pre_hook(hook))
+                        multiply = Multiply(self, number, c.channel_dim)
+                        self._handles.append(modules[c.host].register_forward_pre_hook(multiply))
                         break
         _ATTACHED[self.model] = True
 
@@ -283,14 +287,14 @@ class Sparsified(nn.Module):
             if attached:
                 self.attach()
 
-    def masked_weights(self, z: Tensor) -> list[Tensor]:
-        """Every gated weight times its gates, for z [units]."""
-        parameters = dict(self.model.named_parameters())
+    def masked_weights(self, z: Tensor, model: nn.Module | None = None) -> dict[str, Tensor]:
+        """Every gated weight of the model (or of a copy of it) times its gates, by name, for z [units]."""
+        parameters = dict((self.model if model is None else model).named_parameters())
         spread = torch.cat([z, z.new_ones(1)])[self._index].split(self._lengths)
-        return [
-            parameters[m.weight] * part.view(m.view).to(parameters[m.weight].dtype)
+        return {
+            m.weight: parameters[m.weight] * part.view(m.view).to(parameters[m.weight].dtype)
             for m, part in zip(self.masks, spread, strict=True)
-        ]
+        }
 
     def draw(self, examples: int | None) -> None:
         """Draws all gates; [units] into the weights, or [examples, units] to be multiplied into activations."""
@@ -301,9 +305,9 @@ class Sparsified(nn.Module):
                 f"sparse.to({str(first.device)!r})"
             )
         if not self.model.training:
-            self._drawn = self.masked_weights(self.gate.mask(self.logits))
+            self._drawn = [*self.masked_weights(self.gate.mask(self.logits)).values()]
         elif examples is None:
-            self._drawn = self.masked_weights(self.gate.sample(self.logits))
+            self._drawn = [*self.masked_weights(self.gate.sample(self.logits)).values()]
         else:
             z = self.gate.sample(self.logits, examples)
             spread = torch.cat([z, z.new_ones(examples, 1)], 1)[:, self._index]
@@ -313,7 +317,9 @@ class Sparsified(nn.Module):
         """The drawn tensor of a mask: of the root's forward that runs, or whose gradient is being recomputed."""
         if self._drawn is None or not (self._inside or torch._C._current_graph_task_id() != -1):
             if self.per_example and self.model.training:
-                raise ZerogateError("per-example gates are drawn by the root's forward; call the model, not a part of it")
+                raise ZerogateError(
+                    "per-example gates are drawn by the root's forward; call the model, not a part of it"
+                )
             self.draw(None)  # a part of the model called by itself
         assert self._drawn is not None
         return self._drawn[number]
@@ -329,99 +335,11 @@ class Sparsified(nn.Module):
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
 
 
-# Hooks are objects, not closures, so that copies and pickles of a gated model carry their own handle with them.
-
-
-@dataclass
-class _Begin:
-    sparse: Sparsified
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        examples = None
-        if self.sparse.multiplies_activations:
-            examples = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        self.sparse.draw(examples)
-        self.sparse._inside = True
-
-
-@dataclass
-class _End:
-    sparse: Sparsified
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.sparse._inside = False
-        if not torch.is_grad_enabled():
-            self.sparse._drawn = None
-
-
-@dataclass
-class _Shadow:
-    sparse: Sparsified
-    held: list[tuple[nn.Module, str, int]]
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        if not self.sparse.multiplies_activations:
-            for owner, attribute, number in self.held:
-                owner.__dict__[attribute] = self.sparse.current(number)
-
-
-@dataclass
-class _Unshadow:
-    held: list[tuple[nn.Module, str, int]]
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        for owner, attribute, _ in self.held:
-            owner.__dict__.pop(attribute, None)
-
-
-@dataclass
-class _Multiply:
-    sparse: Sparsified
-    number: int
-    channel_dim: int
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.sparse.multiplies_activations:
-            return None
-        x, z = args[0], self.sparse.current(self.number)
-        if x.shape[0] != z.shape[0]:
-            raise ZerogateError(
-                f"per-example gates: a layer received {x.shape[0]} examples where the network received {z.shape[0]}; "
-                "use per_example=False for networks that fold other dimensions into the batch"
-            )
-        shape = [1] * x.ndim
-        shape[0], shape[self.channel_dim] = z.shape
-        return (x * z.view(shape).to(x.dtype), *args[1:])
-
-
-def _channel_masks(structure: Structure, parameters: dict[str, nn.Parameter]) -> list[Mask]:
-    masks = []
-    for axis in dict.fromkeys(c.consumes for c in structure.calls if c.consumes in structure.axes):
-        assert axis is not None
-        name, dim = axis
-        view = [1] * parameters[name].ndim
-        view[dim] = -1
-        masks.append(Mask(name, structure.axes[axis], tuple(view)))
-    return masks
-
-
-def _weight_masks(
-    structure: Structure, shapes: dict[str, torch.Size], excluded: frozenset[str]
-) -> tuple[list[Mask], tuple[Group, ...]]:
-    masks, groups, start = [], [], 0
-    for c in structure.calls:
-        if not c.weight or c.layer in excluded or any(m.weight == c.weight for m in masks):
-            continue
-        stop = start + shapes[c.weight].numel()
-        masks.append(Mask(c.weight, torch.arange(start, stop), tuple(shapes[c.weight])))
-        groups.append(Group(c.weight, slice(start, stop), (c.layer,), (c.layer,)))
-        start = stop
-    return masks, tuple(groups)
-
-
 def _matching(model: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
     if isinstance(patterns, str):
-        raise ZerogateError(f"exclude is a list of names or patterns, got the string {patterns!r}; write [{patterns!r}]")
+        raise ZerogateError(
+            f"exclude is a list of names or patterns, got the string {patterns!r}; write [{patterns!r}]"
+        )
     names = [name for name, _ in model.named_modules()]
     found: set[str] = set()
     for pattern in patterns:
@@ -434,7 +352,8 @@ def _matching(model: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
 
 
 def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:
-    reasons = "; ".join(dict.fromkeys(structure.refused.values())) or "it runs no convolution or linear layer with parameters"
+    reasons = "; ".join(dict.fromkeys(structure.refused.values()))
+    reasons = reasons or "it runs no convolution or linear layer with parameters"
     return (
         f"{type(model).__name__} has no unit that could be removed: {reasons}. Channels must lie between two "
         'layers; unit="weight" gates single weights, gate_inputs=True the inputs'

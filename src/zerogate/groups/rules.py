@@ -53,19 +53,68 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 _MOVES = """
     view reshape _unsafe_view view_as reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose t numpy_T
-    movedim moveaxis swapaxes swapdims expand expand_as broadcast_to repeat repeat_interleave tile slice narrow select
-    index_select split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk hsplit vsplit dsplit unbind cat
-    concat concatenate stack hstack vstack dstack column_stack roll flip fliplr flipud rot90 pixel_shuffle
-    pixel_unshuffle channel_shuffle native_channel_shuffle diagonal tril triu unfold as_strided constant_pad_nd index
-    masked_fill adjoint mT mH
+    movedim moveaxis swapaxes swapdims expand expand_as broadcast_to repeat repeat_interleave tile adjoint mT mH
+    cat concat concatenate stack hstack vstack dstack column_stack flip fliplr flipud constant_pad_nd masked_fill
+""".split()
+_CUTS = """
+    slice narrow select split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk
+    unbind
+""".split()
+_PICKS = """
+    index index_select roll rot90 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle diagonal tril triu
+    unfold as_strided
 """.split()
 
 
 @rule(*_MOVES)
 def _move(op: Op) -> Out:
+    moved = _run(op)
+    before = op.labels(op.args[0]) if isinstance(op.args[0], Tensor) else None
+    if before is not None and isinstance(moved, Tensor):
+        _check_reshape(op, before, moved)
+    return moved
+
+
+@rule(*_CUTS)
+def _cut(op: Op) -> Out:
+    """Cutting at fixed places along channels goes on working only if every piece loses equally many of them."""
+    moved, before, dim = _run(op), op.labels(op.bound["self"]), op.bound.get("dim", 0)
+    assert before is not None
+    dim %= before.ndim
+    if dim not in varying_dims(before):
+        return moved
+    size = before.shape[dim]
+    pieces = moved if isinstance(moved, list) else [moved]
+    lengths = {x.shape[dim] if op.name not in ("select", "unbind") else 1 for x in pieces if x is not None}
+    piece = lengths.pop()
+    start = op.bound.get("start", op.bound.get("index", 0)) or 0
+    aligned = not lengths and piece and size % piece == 0 and start % piece == 0 and op.bound.get("step", 1) == 1
+    if piece == size and not lengths:
+        return moved
+    if not aligned or len(varying_dims(before)) > 1:
+        raise Freeze(f"{op.name} at a fixed place among channels")
+    op.watcher.cut(along(before, dim).amax(1).view(-1, piece), f"{op.name} at a fixed place among channels", False)
+    return moved
+
+
+@rule(*_PICKS)
+def _pick(op: Op) -> Out:
+    """Picking by position is fine as long as it leaves the order of channels alone."""
+    moved, before = _run(op), op.labels(op.args[0])
+    if before is None or not isinstance(moved, Tensor):
+        return moved
+    old, new = varying_dims(before), varying_dims(moved)
+    if old and not (len(old) == len(new) == 1 and torch.equal(along(before, old[0]), along(moved, new[0]))):
+        raise Freeze(f"{op.name} among channels")
+    return moved
+
+
+def _run(op: Op) -> Out:
+    """Runs the op on labels; tensors without labels are all 0, indices and masks stay what they are."""
+
     def to_labels(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dtype in (torch.bool, torch.int64, torch.int32, torch.uint8):
-            return x  # indices and masks stay what they are
+            return x
         found = op.labels(x)
         return found if found is not None else torch.zeros((), dtype=torch.int64).expand(x.shape)
 
@@ -81,6 +130,18 @@ def _move(op: Op) -> Out:
             raise Freeze(f"{op.name} cannot be followed ({str(error).splitlines()[0]})") from error
         moved = args[0].reshape(op.out.shape)
     return [squash(x) for x in moved] if isinstance(moved, (list, tuple)) else squash(moved)
+
+
+def _check_reshape(op: Op, before: Tensor, moved: Tensor) -> None:
+    """Folding the channel dimension in two works on only while whole rows, or equally many of each row, are removed."""
+    old, new = varying_dims(before), varying_dims(moved)
+    if len(new) < 2 or op.name in ("cat", "concat", "concatenate", "stack"):
+        return
+    if len(old) == 1 and len(new) == 2:
+        rows = along(moved, new[0])
+        op.watcher.cut(rows, f"{op.name} folds channels into {tuple(rows.shape)}", True)
+    elif [before.shape[d] for d in sorted(old)] != [moved.shape[d] for d in sorted(new)] and len(old) != len(new):
+        raise Freeze(f"{op.name} folds channels")
 
 
 def _cat(op: Op, args: Any) -> Tensor:
@@ -239,7 +300,10 @@ def _pool(op: Op) -> Out:
     return labels if isinstance(op.out, Tensor) else [labels] + [None] * (len(op.out) - 1)
 
 
-@rule("mean", "sum", "amax", "amin", "std", "var", "max", "min", "logsumexp", "norm", "linalg_vector_norm", "median", "nansum")
+_REDUCTIONS = "mean sum amax amin std var max min logsumexp norm linalg_vector_norm median nansum".split()
+
+
+@rule(*_REDUCTIONS)
 def _reduce(op: Op) -> Out:
     found = op.labels(op.args[0])
     if "other" in op.bound:  # max(a, b) is pointwise
@@ -258,7 +322,7 @@ def _reduce(op: Op) -> Out:
     return labels if isinstance(op.out, Tensor) else [labels] * len(op.out)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "layer_norm_none")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")
 def _along(op: Op) -> Out:
     found = op.labels(op.args[0])
     if found is not None and op.bound["dim"] % found.ndim in varying_dims(found):
@@ -272,8 +336,7 @@ def _along(op: Op) -> Out:
 @rule("linear")
 def _linear(op: Op) -> Out:
     x, weight, bias = op.bound["input"], op.bound["weight"], op.bound.get("bias")
-    out_features, in_features = weight.shape
-    macs = op.out.numel() / out_features
+    macs = op.out.numel() / weight.shape[0]
     found = op.labels(x)
     vector = None if found is None else _channels(op, found, -1)
     made = op.watcher.layer(weight, bias, consumes=(1, vector), produces=0, macs=macs, channel_dim=-1)
@@ -302,7 +365,8 @@ def _convolution(op: Op) -> Out:
             vector = vector.repeat_interleave(outputs // inputs)
         made = op.watcher.depthwise(weight, bias, vector, macs, channel_dim)
     else:
-        op.watcher.layer(weight, bias, consumes=None, produces=None, macs=macs * inputs * outputs / groups, channel_dim=channel_dim)
+        macs *= inputs * outputs / groups
+        op.watcher.layer(weight, bias, consumes=None, produces=None, macs=macs, channel_dim=channel_dim)
         if found is not None and labels_in(found).numel():
             raise Freeze(f"convolution in {groups} groups")
         return None

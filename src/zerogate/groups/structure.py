@@ -58,6 +58,11 @@ class Observations:
     inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     read_otherwise: dict[str, str] = field(default_factory=dict)
     """Tensors that some op without a rule has read, with the reason to give."""
+    cuts: list[tuple[Tensor, str, bool]] = field(default_factory=list)
+    """Labels [rows, length] that an op counts off by position, the reason to refuse, and whether whole rows may go.
+
+    They can be removed if every row always loses equally many: if all rows hold the same classes equally often, or, where
+    whole rows may go, if each row is of one class."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ def build(seen: Observations, layers_of: dict[str, str], exclude: Iterable[str] 
             seen.labels.freeze(vector, seen.read_otherwise[tensor])
     root, reasons = seen.labels.resolve()
     axes = {axis: root[vector] for axis, vector in seen.axes.items()}  # root[0] is 0
+    _freeze_cuts(seen, root, reasons)
 
     consumed = {c.consumes for c in seen.calls if c.consumes}
     produced = {c.produces for c in seen.calls if c.produces}
@@ -153,12 +159,31 @@ def build(seen: Observations, layers_of: dict[str, str], exclude: Iterable[str] 
     )
 
 
+def _freeze_cuts(seen: Observations, root: Tensor, reasons: dict[int, str]) -> None:
+    settled = False
+    while not settled:  # what one cut freezes stays, and may unbalance another
+        settled = True
+        stays = torch.zeros(len(root), dtype=torch.bool)
+        stays[torch.tensor([0, *reasons], dtype=torch.int64)] = True
+        for labels, reason, by_row in seen.cuts:
+            rows = torch.where(stays[root[labels]], 0, root[labels])
+            ordered = rows.sort(1).values
+            if not (ordered == ordered[0]).all() and not (by_row and (ordered[:, 0] == ordered[:, -1]).all()):
+                settled = False
+                for label in rows.unique().tolist():
+                    if label:
+                        reasons.setdefault(label, reason)
+                break
+
+
 def _freeze_inputs(
     seen: Observations, root: Tensor, axes: dict[Axis, Tensor], produced: set[Axis], reasons: dict[int, str]
 ) -> None:
     """Network inputs can be selected only in front of a layer that is called as a module and tied to nothing else."""
     made = {label for axis in produced for label in axes[axis].tolist()}
-    attached = {label for axis, v in axes.items() if axis not in {c.consumes for c in seen.calls} for label in v.tolist()}
+    attached = {
+        label for axis, v in axes.items() if axis not in {c.consumes for c in seen.calls} for label in v.tolist()
+    }
     outside = {label for c in seen.calls if c.consumes and c.host != c.layer for label in axes[c.consumes].tolist()}
     for label in root[seen.inputs].unique().tolist():
         if label in made or label in attached:

@@ -124,6 +124,10 @@ class _Watcher(TorchDispatchMode):
             raise Freeze("an operand that is computed, not a parameter or buffer")
         self.attach(name, dim, vector)
 
+    def cut(self, rows: Tensor, reason: str, by_row: bool) -> None:
+        """Says that channels are counted off in rows of fixed length; see `Observations.cuts`."""
+        self.seen.cuts.append((rows, self._where(reason), by_row))
+
     def layer(
         self,
         weight: Tensor,
@@ -197,13 +201,13 @@ class _Watcher(TorchDispatchMode):
             if any(self.labels_of(x) is not None or self.tensor_name(x) for x in op.tensors()):
                 raise Freeze(f"{op.name} has no rule")
             return None
-        if known is not pointwise and not any(self.labels_of(x) is not None for x in op.tensors()):
-            if op.name not in _LAYERS:
-                for x in op.tensors():  # e.g. a parameter that is reshaped before use: its slices are lost sight of
-                    name = self.tensor_name(x)
-                    if name:
-                        self.seen.read_otherwise.setdefault(name, self._where(f"{op.name} of a parameter"))
-                return None
+        labelled = any(self.labels_of(x) is not None for x in op.tensors())
+        if known is not pointwise and not labelled and op.name not in _LAYERS:
+            for x in op.tensors():  # e.g. a parameter that is reshaped before use: its slices are lost sight of
+                name = self.tensor_name(x)
+                if name:
+                    self.seen.read_otherwise.setdefault(name, self._where(f"{op.name} of a parameter"))
+            return None
         return known(op)
 
     def _set(self, op: Op, tensor: Tensor, label: Tensor | None) -> None:

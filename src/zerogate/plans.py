@@ -1,0 +1,154 @@
+"""Plans: which indices of which tensors stay, and a model cut to that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from zerogate.groups import Axis, Structure
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left of each tensor.
+
+    Attributes:
+        keep: axis → indices that stay along it, int64.
+        select: layer → (dim counted from the end, indices of its input that it still takes).
+    """
+
+    keep: dict[Axis, Tensor] = field(default_factory=dict)
+    select: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, each once, by their first name."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield (f"{prefix}.{name}" if prefix else name), tensor
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """First name of every parameter and buffer → all its names."""
+    names: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                names.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
+    return {all_names[0]: all_names for all_names in names.values()}
+
+
+def make_plan(structure: Structure, kept: Tensor) -> Plan:
+    """The plan that keeps these units, bool [units]."""
+    plan = Plan()
+    kept = kept.cpu()
+    present = kept.clone()  # inputs arrive whether a layer still takes them or not
+    present[torch.tensor(sorted(structure.inputs), dtype=torch.int64)] = True
+    for axis, units in structure.axes.items():
+        stays = (units < 0) | kept[units]
+        if not stays.all():
+            plan.keep[axis] = stays.nonzero().flatten()
+    for c in structure.calls:
+        if c.consumes in plan.keep:
+            units = structure.axes[c.consumes]
+            arrives = (units < 0) | present[units]
+            stays = (units < 0) | kept[units]
+            if not torch.equal(arrives, stays):
+                plan.select[c.layer] = (c.channel_dim, stays[arrives].nonzero().flatten())
+    return plan
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
+    """Slices a model's tensors in place, corrects the sizes its layers state, and puts input selections in front."""
+    names = tied_names(model)
+    first = {name: tensor for name, tensor in named_tensors(model)}
+    by_tensor: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), indices in plan.keep.items():
+        by_tensor.setdefault(name, {})[dim] = indices
+    modules = dict(model.named_modules(remove_duplicate=False))
+    touched: dict[int, nn.Module] = {}
+    for name, dims in by_tensor.items():
+        old = first[name]
+        data = old.detach()
+        for dim, indices in dims.items():
+            data = data.index_select(dim, indices.to(data.device))
+        if old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
+            data = data.contiguous(memory_format=torch.channels_last)
+        new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+        for full in names[name]:
+            owner, _, attribute = full.rpartition(".")
+            module = modules[owner]
+            (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new
+            touched[id(module)] = module
+    for module in touched.values():
+        _state_sizes(module)
+    for layer, (dim, indices) in plan.select.items():
+        select = selection(dim, indices).to(next(modules[layer].parameters()).device)
+        chosen = nn.Sequential(select, modules[layer]).train(modules[layer].training)
+        if not layer:
+            return chosen
+        parent, _, attribute = layer.rpartition(".")
+        modules[parent]._modules[attribute] = chosen
+    return model
+
+
+def selection(dim: int, indices: Tensor) -> nn.Module:
+    """A module of torch alone that takes some entries of its input: x.index_select(dim, indices)."""
+    root = nn.Module()
+    root.register_buffer("indices", indices)
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(torch.index_select, (x, dim, graph.get_attr("indices"))))
+    return fx.GraphModule(root, graph, class_name="SelectInputs")
+
+
+def _state_sizes(module: nn.Module) -> None:
+    """Lets torch's own layers state the sizes that their tensors now have."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.modules.conv._ConvNd):
+        assert weight is not None
+        transposed = module.transposed
+        if module.groups > 1:  # depthwise: sliced by whole channels
+            per_channel = module.out_channels // module.groups
+            module.groups = weight.shape[0] if transposed else weight.shape[0] // per_channel
+            module.in_channels, module.out_channels = module.groups, module.groups * per_channel
+        else:
+            ins, outs = (0, 1) if transposed else (1, 0)
+            module.in_channels, module.out_channels = weight.shape[ins], weight.shape[outs]
+    elif isinstance(module, nn.Linear):
+        assert weight is not None
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        held = weight if weight is not None else module.running_mean
+        assert held is not None
+        module.num_features = held.shape[0]
+    elif isinstance(module, nn.PReLU):
+        assert weight is not None
+        module.num_parameters = weight.shape[0]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of the names and shapes of all parameters and buffers."""
+    shapes = {name: list(tensor.shape) for name, tensor in named_tensors(model)}
+    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
+
+
+def describe_plan(plan: Plan, dense: nn.Module) -> dict[str, Any]:
+    """A plan as JSON-able values, with the fingerprint of the network it applies to."""
+    return {
+        "version": PLAN_VERSION,
+        "dense": fingerprint(dense),
+        "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items()],
+        "select": [[layer, dim, indices.tolist()] for layer, (dim, indices) in plan.select.items()],
+    }
