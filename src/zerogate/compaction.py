@@ -33,37 +33,43 @@ def fold(model: nn.Module, masked: dict[str, Tensor]) -> None:
 def compact(sparse: Sparsified) -> nn.Module:
     """See `Sparsified.compact`."""
     plan = make_plan(sparse.structure, sparse.kept()) if sparse.unit == "channel" else Plan()
-    with sparse.detached() as model:
-        exact = _cut_down(copy.deepcopy(model).double(), sparse, plan)
-        small = _cut_down(copy.deepcopy(model), sparse, plan)
-    error = difference(sparse, exact)  # before rounding the folded weights to the model's own precision
+    gated = _deployed(sparse, torch.float64)
+    small = apply_plan(copy.deepcopy(gated), plan)
+    error = _difference(gated, small, sparse.example_inputs)  # before rounding to the model's own precision
     if not error <= TOLERANCE:
         raise CompactionError(
             f"the compacted {type(sparse.model).__name__} differs from the gated one by {error:.3g} of its largest output "
             f"(float64, allowed {TOLERANCE:g}); it is not handed back. Please report the model"
         )
+    small = apply_plan(_deployed(sparse), plan)
     description = describe_plan(plan, sparse.model) | {"difference": error}
     small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values, for `zerogate.save`
     return small
 
 
-def _cut_down(model: nn.Module, sparse: Sparsified, plan: Plan) -> nn.Module:
-    for p in model.parameters():
+def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module:
+    """A plain copy of the gated model with the deployed mask multiplied into its weights."""
+    with sparse.detached() as model:
+        twin = copy.deepcopy(model)
+    if dtype is not None:
+        twin.to(dtype)
+    for p in twin.parameters():
         p.grad = None
-    fold(model, sparse.masked_weights(sparse.gate.mask(sparse.logits.detach()), model))
-    return apply_plan(model, plan)
+    weights = {m.weight: twin.get_parameter(m.weight) for m in sparse.masks}
+    masked = sparse.masked_weights(sparse.gate.mask(sparse.logits.detach()), [*weights.values()])
+    fold(twin, dict(zip(weights, masked, strict=True)))
+    return twin
 
 
 def difference(sparse: Sparsified, small: nn.Module) -> float:
     """See `Sparsified.difference`."""
-    gated = copy.deepcopy(sparse)
-    gated.model.double().eval()
-    other = copy.deepcopy(small).double().eval()
-    return _difference(gated.model, other, sparse.example_inputs)
+    return _difference(_deployed(sparse, torch.float64), copy.deepcopy(small).double(), sparse.example_inputs)
 
 
 def _difference(a: nn.Module, b: nn.Module, inputs: Inputs) -> float:
+    """max |a − b| / max |a|; puts both into evaluation mode."""
     inputs = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+    a, b = a.eval(), b.eval()
     with torch.no_grad(), kept_rng(a):
         out_a, out_b = (
             [x for x in tree_leaves(call(m, tree_map(_clone, inputs))) if isinstance(x, Tensor)] for m in (a, b)

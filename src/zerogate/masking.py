@@ -9,7 +9,6 @@ before the registered parameter). The model's class, its `state_dict` and its pa
 from __future__ import annotations
 
 import fnmatch
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -29,7 +28,6 @@ from zerogate.plans import named_tensors, tied_names
 from zerogate.report import Report, make_report
 
 Unit = Literal["channel", "weight"]
-_ATTACHED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def sparsify(
@@ -70,7 +68,7 @@ def sparsify(
     """
     if not isinstance(model, nn.Module):
         raise ZerogateError(f"sparsify takes a torch.nn.Module, got {type(model).__name__}")
-    if _ATTACHED.get(model):
+    if any(isinstance(hook, Begin) for module in model.modules() for hook in module._forward_pre_hooks.values()):
         raise ZerogateError(
             f"this {type(model).__name__} has gates already; call detach() on the handle that sparsify returned first"
         )
@@ -159,6 +157,7 @@ class Sparsified(nn.Module):
         self._drawn: list[Tensor] | None = None
         self._inside = False
         self._handles: list[Any] = []
+        self._places: list[tuple[nn.Module, str]] = []
         self.attach()
 
     # training
@@ -239,34 +238,34 @@ class Sparsified(nn.Module):
         if self._handles:
             return
         modules = dict(self.model.named_modules(remove_duplicate=False))
-        shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
         tied = tied_names(self.model)
+        shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
+        self._places = []
+        multiply = []
         for number, mask in enumerate(self.masks):
-            for host in dict.fromkeys(c.host for c in self.structure.calls if c.weight == mask.weight):
-                for name in tied[mask.weight]:
-                    owner, _, attribute = name.rpartition(".")
-                    shadows.setdefault(host, []).append((modules[owner], attribute, number))
+            places = [
+                (modules[owner], attribute) for owner, _, attribute in (n.rpartition(".") for n in tied[mask.weight])
+            ]
+            self._places.append(places[0])
+            calls = [c for c in self.structure.calls if c.weight == mask.weight]
+            for host in dict.fromkeys(c.host for c in calls):
+                shadows.setdefault(host, []).extend((*place, number) for place in places)
+            if self.per_example:
+                outside = next((c for c in calls if c.host != c.layer), None)
+                if outside is not None:
+                    raise ZerogateError(
+                        f"per_example gates need {outside.layer} to be called as a module, but its weight is read in "
+                        f"{outside.host or 'the root'}; exclude it with exclude=[{outside.layer!r}]"
+                    )
+                multiply.append((modules[calls[0].layer], Multiply(self, number, calls[0].channel_dim)))
         self._handles = [
             self.model.register_forward_pre_hook(Begin(self), prepend=True, with_kwargs=True),
             self.model.register_forward_hook(End(self), always_call=True),
         ]
         for host, held in shadows.items():
-            hook = Shadow(self, held)
-            self._handles.append(modules[host].register_forward_pre_hook(hook))
+            self._handles.append(modules[host].register_forward_pre_hook(Shadow(self, held)))
             self._handles.append(modules[host].register_forward_hook(Unshadow(held), always_call=True))
-        if self.per_example:
-            for number, mask in enumerate(self.masks):
-                for c in self.structure.calls:
-                    if c.weight == mask.weight:
-                        if c.host != c.layer:
-                            raise ZerogateError(
-                                f"per_example gates need {c.layer} to be called as a module, but its weight is read in "
-                                f"{c.host or 'the root'}; exclude it with exclude=[{c.layer!r}]"
-                            )
-                        multiply = Multiply(self, number, c.channel_dim)
-                        self._handles.append(modules[c.host].register_forward_pre_hook(multiply))
-                        break
-        _ATTACHED[self.model] = True
+        self._handles += [module.register_forward_pre_hook(hook) for module, hook in multiply]
 
     def detach(self) -> None:
         """Takes the gates off; the model is the user's plain one again."""
@@ -274,7 +273,6 @@ class Sparsified(nn.Module):
             handle.remove()
         self._handles = []
         self._drawn = None
-        _ATTACHED.pop(self.model, None)
 
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
@@ -287,14 +285,10 @@ class Sparsified(nn.Module):
             if attached:
                 self.attach()
 
-    def masked_weights(self, z: Tensor, model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Every gated weight of the model (or of a copy of it) times its gates, by name, for z [units]."""
-        parameters = dict((self.model if model is None else model).named_parameters())
+    def masked_weights(self, z: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """These weights, one per mask, times their gates, for z [units]."""
         spread = torch.cat([z, z.new_ones(1)])[self._index].split(self._lengths)
-        return {
-            m.weight: parameters[m.weight] * part.view(m.view).to(parameters[m.weight].dtype)
-            for m, part in zip(self.masks, spread, strict=True)
-        }
+        return [w * part.view(m.view).to(w.dtype) for m, w, part in zip(self.masks, weights, spread, strict=True)]
 
     def draw(self, examples: int | None) -> None:
         """Draws all gates; [units] into the weights, or [examples, units] to be multiplied into activations."""
@@ -304,10 +298,10 @@ class Sparsified(nn.Module):
                 f"the model is on {first.device} and its gates on {self.logits.device}; move the handle too: "
                 f"sparse.to({str(first.device)!r})"
             )
-        if not self.model.training:
-            self._drawn = [*self.masked_weights(self.gate.mask(self.logits)).values()]
-        elif examples is None:
-            self._drawn = [*self.masked_weights(self.gate.sample(self.logits)).values()]
+        if examples is None:
+            z = self.gate.sample(self.logits) if self.model.training else self.gate.mask(self.logits)
+            weights = [owner._parameters[name] for owner, name in self._places]  # not getattr: that may find a shadow
+            self._drawn = self.masked_weights(z, weights)  # type: ignore[arg-type]
         else:
             z = self.gate.sample(self.logits, examples)
             spread = torch.cat([z, z.new_ones(examples, 1)], 1)[:, self._index]
