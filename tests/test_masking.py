@@ -341,14 +341,22 @@ def test_sparsify_twice() -> None:
     zg.sparsify(model, torch.randn(X))
 
 
-PLAIN_LOOP = """
+PLAIN_LOOP = '''
+import importlib.machinery
 import sys
 
+BLOCKED = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "rich", "pandas", "matplotlib", "sklearn",
+           "safetensors", "torchmetrics", "tensorboard", "scipy", "PIL"}
+
 class Blocked:
+    """Finds these modules and fails to load them, as if they were not installed."""
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "rich", "pandas",
-                                  "matplotlib", "sklearn", "safetensors", "torchmetrics", "tensorboard"}:
-            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+        if name.split(".")[0] in BLOCKED:
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"{spec.name} is blocked", name=spec.name)
+    def exec_module(self, module):
+        pass
 
 sys.meta_path.insert(0, Blocked())
 import torch
@@ -364,7 +372,7 @@ for _ in range(3):
 small = sparse.compact()
 print(sparse.report())
 torch.save(small, sys.argv[1])
-"""
+'''
 
 RUN_SMALL = """
 import sys, torch
