@@ -32,16 +32,17 @@ def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
     path = Path(path)
     if path.exists() and not overwrite:
         raise ZerogateError(f"{path} exists; choose another path or pass overwrite=True")
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors(small)}
     header = plan | {"training": small.training, "torch": torch.__version__}
+    content = serialize(tensors, metadata={_KEY: json.dumps(header)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise ZerogateError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ZerogateError(f"cannot write {path}: {error.strerror or error}; choose a folder with space") from error
     finally:
         temporary.unlink(missing_ok=True)
 

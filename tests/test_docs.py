@@ -1,0 +1,62 @@
+"""What the documents say must run: Python blocks are executed, commands are composed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from zerogate.settings import compose
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    found = []
+    for document in DOCUMENTS:
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)):
+            found.append((f"{document.name}-{number}", block))
+    return found
+
+
+def train_commands() -> list[str]:
+    found: list[str] = []
+    for document in DOCUMENTS:
+        found += re.findall(r"zerogate train [^`|#\n]+", document.read_text())
+    return [command.strip() for command in dict.fromkeys(found) if "…" not in command and "--help" not in command]
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, id=name) for name, block in python_blocks()])
+def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, "block", "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", train_commands())
+def test_commands_compose(command: str) -> None:
+    overrides = shlex.split(command)[2:]
+    config = compose(overrides)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key not in ("experiment", "gate") and not value.startswith("["):
+            node = config
+            for part in key.split("."):
+                node = node[part]
+            assert str(node) == value or float(node) == float(value)
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(python_blocks()) >= 1
+    assert len(train_commands()) >= 8
+
+
+def test_links_and_experiments_exist() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (document.parent / target).exists(), target
+        for name in re.findall(r"experiment=(\w+)", text):
+            assert (ROOT / "src/zerogate/configs/experiment" / f"{name}.yaml").exists(), name

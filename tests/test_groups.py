@@ -1,0 +1,232 @@
+"""What watching finds, op by op: which channels are tied, which stay, and what the report says of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zerogate as zg
+from support import Lambda, close_randomly, relative
+
+
+def conv(a: int, b: int, k: int = 3, **options: int) -> nn.Conv2d:
+    return nn.Conv2d(a, b, k, padding=k // 2, **options)
+
+
+def units(sparse: zg.Sparsified) -> dict[str, int]:
+    return {g.name: g.units for g in sparse.groups}
+
+
+def check_exact(model: nn.Module, x: Tensor, **options: object) -> zg.Sparsified:
+    """Sparsifies in float64 and compares after several random closings."""
+    model = model.double()
+    sparse = zg.sparsify(model, x.double(), **options)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        close_randomly(sparse, generator)
+        small = sparse.compact().eval()
+        fresh = torch.randn(x.shape, dtype=torch.float64)
+        assert relative(model.eval()(fresh), small(fresh)) <= 1e-10
+    return sparse
+
+
+# Between two convolutions, 8 channels pass through an op and go on, as 8 free units.
+PASSING = {
+    "relu in place": lambda x: F.relu(x, inplace=True),
+    "hardswish in place": lambda x: F.hardswish(x, inplace=True),
+    "chained in place": lambda x: x.add_(1).mul_(2).clamp_(-1, 1),
+    "gelu": F.gelu,
+    "softplus": F.softplus,
+    "max pool": lambda x: F.max_pool2d(x, 2),
+    "max pool with indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "average pool": lambda x: F.avg_pool2d(x, 3, 1, 1),
+    "adaptive pool": lambda x: F.adaptive_avg_pool2d(x, 3),
+    "upsample": lambda x: F.interpolate(x, scale_factor=2),
+    "bilinear": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"),
+    "zero padding": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "permute": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "transpose space": lambda x: x.transpose(2, 3),
+    "crop": lambda x: x[:, :, 1:-1, ::2],
+    "roll space": lambda x: x.roll(1, -1),
+    "flip channels": lambda x: x.flip(1),
+    "stack and take": lambda x: torch.stack([x, -x])[0] + torch.stack([x, -x], 1)[:, 1],
+    "split batch": lambda x: torch.cat(x.split(1), 0),
+    "unbind rows": lambda x: torch.stack(x.unbind(2), 2),
+    "spatial mean kept": lambda x: x - x.mean((2, 3), keepdim=True),
+    "spatial softmax": lambda x: x.flatten(2).softmax(-1).view_as(x),
+    "flatten and back": lambda x: x.flatten(2).unflatten(2, x.shape[2:]),
+    "zeros like": lambda x: torch.cat([x, torch.zeros_like(x)], 2),
+    "dropout": lambda x: F.dropout2d(x, 0.5, training=False),
+    "to and back": lambda x: x.to(torch.float32).to(x.dtype) * 0 + x,
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "squeeze": lambda x: x.unsqueeze(1).squeeze(1),
+    "expand": lambda x: x.unsqueeze(0).expand(2, *x.shape).mean(0),
+    "minimum": lambda x: torch.minimum(x, x.amax((2, 3), keepdim=True) / 2),
+    "chunk of glued halves": lambda x: torch.cat([x, x], 1).chunk(2, 1)[1],
+    "fold into equal rows": lambda x: torch.cat([x, -x], 1).view(x.shape[0], 2, -1, *x.shape[2:]).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_ops_that_pass_channels_on(name: str) -> None:
+    op = PASSING[name]
+    model = Lambda(lambda m, x: m.head(m.b(op(m.a(x))).mean((2, 3))), a=conv(3, 8), b=conv(8, 5), head=nn.Linear(5, 2))
+    assert units(check_exact(model, torch.randn(2, 3, 6, 6))) == {"a": 8, "b": 5}
+
+
+# The same place, but the op cannot work with fewer channels or mixes them: they stay, and the reason is given.
+REFUSING = {
+    "softmax over channels": (lambda x: x.softmax(1), "softmax over channels"),
+    "mean over channels": (lambda x: x.mean(1, keepdim=True) + x, "mean over channels"),
+    "fixed slice": (lambda x: torch.cat([x[:, 3:], x[:, :3]], 1), "slice at a fixed place among channels"),
+    "halves swapped": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), "chunk at a fixed place among channels"),
+    "three channels": (lambda x: torch.cat([x[:, :3], x], 1)[:, 3:], "slice at a fixed place among channels"),
+    "roll channels": (lambda x: x.roll(1, 1), "roll among channels"),
+    "shuffle": (lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), "unflatten folds channels"),
+    "index": (lambda x: x[:, [1, 0, 2, 3, 4, 5, 7, 6]], "index among channels"),
+    "literal size": (lambda x: x.reshape(-1, 8, 6, 6), "the forward depends on its size"),
+    "cumulative sum": (lambda x: x.cumsum(1), "cumsum over channels"),
+    "sort": (lambda x: x.sort(1).values, "sort has no rule"),
+    "matmul": (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul has no rule"),
+    "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "writes into a tensor"),
+    "control flow": (lambda x: x if x.sum().item() else -x, "over channels"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_ops_that_need_all_channels(name: str) -> None:
+    op, reason = REFUSING[name]
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = op(m.a(x))
+        return m.head(m.b(y.view(2, -1, 6, 6) if y.shape[1] == 8 else y.view(2, 8, 6, -1)).mean((2, 3)))
+
+    model = Lambda(forward, a=conv(3, 8), b=conv(8, 5), head=nn.Linear(5, 2))
+    sparse = check_exact(model, torch.randn(2, 3, 6, 6))
+    assert units(sparse) == {"b": 5}
+    (row,) = [r for r in sparse.report().rows if r.layer == "a"]
+    assert row.status == "refused"
+    assert reason in row.reason
+    assert "depends" in reason or "test_groups.py" in row.reason  # where in the user's code
+
+
+def test_residual_sums_tie_and_concatenations_do_not() -> None:
+    model = Lambda(
+        lambda m, x: m.head(torch.cat([m.a(x) + m.b(x), m.c(x)], 1).mean((2, 3))),
+        a=conv(3, 4),
+        b=conv(3, 4),
+        c=conv(3, 6),
+        head=nn.Linear(10, 2),
+    )
+    sparse = check_exact(model, torch.randn(2, 3, 5, 5))
+    assert [(g.name, g.units, g.producers, g.consumers) for g in sparse.groups] == [
+        ("a", 4, ("a", "b"), ("head",)),
+        ("c", 6, ("c",), ("head",)),
+    ]
+    assert [g.slice for g in sparse.groups] == [slice(0, 4), slice(4, 10)]
+
+
+def test_depthwise_convolutions_are_part_of_their_channel() -> None:
+    model = Lambda(
+        lambda m, x: m.head(m.out(F.relu6(m.norm(m.deep(m.a(x))))).mean((2, 3))),
+        a=conv(3, 4),
+        deep=conv(4, 8, groups=4),
+        norm=nn.BatchNorm2d(8),
+        out=conv(8, 5, 1),
+        head=nn.Linear(5, 2),
+    )
+    sparse = check_exact(model, torch.randn(2, 3, 5, 5))
+    assert units(sparse) == {"a": 4, "out": 5}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact()
+    assert (small.deep.in_channels, small.deep.out_channels, small.deep.groups) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("nd", [1, 2, 3])
+def test_transposed_convolutions(nd: int) -> None:
+    up = getattr(nn, f"ConvTranspose{nd}d")
+    model = nn.Sequential(up(3, 6, 3), nn.ReLU(), up(6, 6, 3, groups=6), up(6, 4, 2, stride=2), nn.Flatten())
+    x = torch.randn(2, 3, *[3] * nd)
+    model.append(nn.Linear(model(x).shape[1], 2))
+    assert units(check_exact(model, x)) == {"0": 6, "3": 4}
+
+
+def test_flattened_channels_own_several_inputs() -> None:
+    model = nn.Sequential(conv(1, 4), nn.Flatten(), nn.Linear(4 * 25, 7), nn.BatchNorm1d(7), nn.Linear(7, 2))
+    sparse = check_exact(model, torch.randn(2, 1, 5, 5))
+    assert units(sparse) == {"0": 4, "2": 7}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    assert sparse.compact()[2].in_features == 25
+
+
+def test_parameters_used_directly_are_sliced_with_their_channels() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.scale, self.shift = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(1, 6))
+            self.register_buffer("offset", torch.randn(6))
+            self.temperature = nn.Parameter(torch.tensor(1.3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x) * self.scale + self.shift - self.offset) * self.temperature)
+
+    sparse = check_exact(Scaled(), torch.randn(4, 3))
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact()
+    assert (small.scale.shape, small.shift.shape, small.offset.shape) == ((1,), (1, 1), (1,))
+    assert isinstance(small.scale, nn.Parameter)
+    assert not isinstance(small.offset, nn.Parameter)
+
+
+def test_computed_weights_are_left_alone() -> None:
+    """Weight standardisation: the weight that meets the channels is no parameter, so its channels stay."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, w, self.bias)
+
+    model = nn.Sequential(conv(3, 6), Standardised(6, 5, 1), conv(5, 4), nn.Flatten(), nn.Linear(100, 2))
+    sparse = check_exact(model, torch.randn(2, 3, 5, 5))
+    assert units(sparse) == {"2": 4}
+    assert "weight is computed" in str(sparse.report())
+
+
+def test_control_flow_and_reused_modules_are_seen() -> None:
+    class Looped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.body, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            for _ in range(3 if x.shape[0] > 1 else 1):
+                x = torch.relu(self.body(x))
+            return self.head(x)
+
+    sparse = check_exact(Looped(), torch.randn(4, 3))
+    assert sparse.groups[0].producers == ("a", "body")
+    assert units(sparse) == {"a": 6}
+
+
+def test_unused_layers_do_not_disturb() -> None:
+    model = Lambda(lambda m, x: m.b(m.a(x)), a=nn.Linear(3, 6), b=nn.Linear(6, 2), spare=nn.Linear(9, 9))
+    sparse = check_exact(model, torch.randn(2, 3))
+    assert sparse.dense_cost.params == sum(p.numel() for p in model.parameters())
+
+
+def test_report_as_text_markdown_and_dict() -> None:
+    sparse = zg.sparsify(zg.models.convnet(), torch.randn(2, 1, 8, 8))
+    close_randomly(sparse, torch.Generator().manual_seed(0), "share")
+    report = sparse.report()
+    assert f"parameters {sparse.cost().params:,} of {sparse.dense_cost.params:,}" in str(report)
+    assert report.markdown().splitlines()[1].startswith("| ---") or "| --- |" in report.markdown()
+    found = report.as_dict()
+    assert found["params"] == (sparse.cost().params, sparse.dense_cost.params)
+    weights = {n: p for n, p in sparse.compact().named_parameters() if p.ndim > 1}
+    assert [row["params"][0] for row in found["rows"]] == [p.numel() for p in weights.values()]
+    assert found["rows"][-1]["reason"] == "an output of the network"
