@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 .PHONY: demo test lint types lock clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/demo.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py
 
 test: lint types
 	$(BIN)/python -m pytest --numprocesses 2
