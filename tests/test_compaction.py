@@ -16,14 +16,6 @@ from support import Lambda, Residual, close_randomly, randomise, relative
 
 # Settings per model in CI; ZEROGATE_SETTINGS=200 tries every model 200 times.
 SETTINGS = {"googlenet": 30, "resnet20": 40, "lenet300": 200, "lenet5": 200, "convnet": 200, "vgg16": 10, "wrn28_10": 3}
-    "googlenet": 200,
-    "resnet20": 200,
-    "lenet300": 200,
-    "lenet5": 200,
-    "convnet": 200,
-    "vgg16": 20,
-    "wrn28_10": 6,
-}
 SHAPES = {"lenet300": (2, 1, 28, 28), "lenet5": (2, 1, 28, 28), "convnet": (2, 1, 8, 8)}
 
 

@@ -1,0 +1,192 @@
+"""The command: `zerogate train`, `zerogate eval`, `zerogate compact`.
+
+Whatever a user can mend is one line on stderr and exit code 2; ZEROGATE_DEBUG=1 shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from zerogate.errors import ConfigError, ZerogateError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+HELP = """\
+zerogate: learn which parts of a network are exactly zero, then remove them
+
+  zerogate train [KEY=VALUE ...]              train; `zerogate train --help` lists groups, keys and experiments
+  zerogate eval RUN [which=best|last] [...]   validation and test accuracy of a run's deployed network
+  zerogate compact RUN [which=best|last]      write a gated run's network without its closed parts
+  zerogate --help | --version
+
+A RUN is the output folder of `zerogate train`. eval and compact take values of the run's configuration, such as
+data.path=DIR where the data have moved.
+"""
+
+EXAMPLES = """\
+Examples
+  zerogate train experiment=digits
+  zerogate train experiment=googlenet_l0 data.path=DIR objective.weight=0.5
+  zerogate train experiment=googlenet_l0 init_from=RUN gate.droprate_init=0.05 objective.weight=20
+  zerogate train experiment=resnet20_cs gate.initial_value=-0.1
+  zerogate train model._target_=package.module.Class data=folder data.path=DIR
+  zerogate train resume=RUN                   go on with a stopped run, exactly
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (default: those of the process) and return its exit code.
+
+    0: done. 2: a mistake of the user's or a failing disk. 130 or 143: stopped by Ctrl-C or SIGTERM; the run can go on.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except ZerogateError as error:
+        return _fail(str(error), error)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}; give a folder with space that can be written", error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRAS:
+            raise
+        return _fail(f"{error.name} is not installed; pip install 'zerogate[train]'", error)
+    except KeyboardInterrupt:
+        print("zerogate: interrupted", file=sys.stderr)
+        return 130
+
+
+_EXTRAS = ("datasets", "hydra", "omegaconf", "pytorch_lightning", "rich", "safetensors", "sklearn", "tensorboard",
+           "torchmetrics")  # fmt: skip
+
+
+def _fail(message: str, error: BaseException) -> int:
+    if os.environ.get("ZEROGATE_DEBUG"):
+        traceback.print_exception(error)
+    print(f"zerogate: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"zerogate {version('zerogate')}")
+        return 0
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "compact": _compact}
+    command, rest = arguments[0], arguments[1:]
+    if command not in commands:
+        raise ConfigError(f"unknown command {command!r}; choose one of {', '.join(commands)}, or --help")
+    if any(argument in ("-h", "--help") for argument in rest):
+        print("\n".join(_train_help()) if command == "train" else HELP)
+        return 0
+    for argument in rest:
+        if argument.startswith("-"):
+            raise ConfigError(
+                f"unknown option {argument!r}; values are given as KEY=VALUE, see zerogate {command} --help"
+            )
+    return commands[command](rest)
+
+
+def _train(overrides: list[str]) -> int:
+    from zerogate.settings import compose
+
+    config = compose(overrides)
+    from zerogate.callbacks import StoppedError  # only now: Lightning takes seconds to load, a slip should not
+    from zerogate.runs import train
+
+    try:
+        result = train(config)
+    except StoppedError as stop:
+        print(f"stopped by {stop}; continue with: zerogate train resume={stop.run}", flush=True)
+        return 128 + stop.signum
+    _print_scores(result)
+    return 0
+
+
+def _split(command: str, arguments: list[str]) -> tuple[str, str, list[str]]:
+    """(run, which, overrides) of `zerogate eval` and `zerogate compact`."""
+    runs = [argument for argument in arguments if "=" not in argument]
+    if len(runs) != 1:
+        raise ConfigError(
+            f"{command} takes one run folder, got {len(runs)}; write zerogate {command} RUN [KEY=VALUE ...]"
+        )
+    which = "last"
+    overrides = []
+    for argument in arguments:
+        if argument.startswith("which="):
+            which = argument.removeprefix("which=")
+        elif argument != runs[0]:
+            overrides.append(argument)
+    return runs[0], which, overrides
+
+
+def _eval(arguments: list[str]) -> int:
+    from zerogate.runs import evaluate_run
+
+    run, which, overrides = _split("eval", arguments)
+    _print_scores(evaluate_run(run, which, overrides))
+    return 0
+
+
+def _compact(arguments: list[str]) -> int:
+    from zerogate.runs import compact
+
+    run, which, overrides = _split("compact", arguments)
+    written = compact(run, which, overrides)
+    print(written["report"])
+    print(f"differs from the gated network by {written['compaction_error']:.1e} of the largest output (float64)")
+    print(f"wrote {written['path']}")
+    return 0
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    macs = "unknown" if scores["macs"] is None else f"{scores['macs']:,}"
+    print(f"validation accuracy {scores['val_accuracy']:.2%}, test accuracy {scores['test_accuracy']:.2%}")
+    print(f"parameters {scores['params']:,} ({scores['density_params']:.1%} of the dense network's), MACs {macs}")
+    if "compaction_error" in scores:
+        print(f"compacted: differs from the gated network by {scores['compaction_error']:.1e} of the largest output")
+
+
+def _train_help() -> Iterator[str]:
+    """Groups with their options, keys with their defaults, examples; read from the files, without loading torch."""
+    yield "zerogate train [KEY=VALUE ...]: Hydra overrides of the configuration below\n"
+    yield "Groups (GROUP=OPTION)"
+    groups = sorted(path for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)", (CONFIGS / "config.yaml").read_text(), re.MULTILINE))
+    for group in groups:
+        options = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+        yield f"  {group.name} (default {defaults[group.name]}): {options}"
+    yield "\nKeys"
+    yield from _keys(CONFIGS / "config.yaml")
+    for group in groups:
+        if group.name != "experiment":
+            option = "multistep" if group.name == "scheduler" else defaults[group.name]
+            yield f"\nKeys of {group.name}={option}"
+            yield from _keys(group / f"{option}.yaml", f"{group.name}.")
+    yield f"\n{EXAMPLES}"
+
+
+def _keys(path: Path, prefix: str = "") -> Iterator[str]:
+    """The lines `key: value  # meaning` of a file, with the names of enclosing keys in front."""
+    parents: list[tuple[int, str]] = []
+    for line in path.read_text().splitlines():
+        match = re.match(r"( *)(\w+):\s*([^#]*?)\s*(#.*)?$", line)
+        if match is None or match[2] == "defaults":
+            continue
+        indent = len(match[1])
+        parents = [(depth, name) for depth, name in parents if depth < indent]
+        if not match[3]:
+            parents.append((indent, match[2]))
+            continue
+        key = f"{prefix}{''.join(f'{name}.' for _, name in parents)}{match[2]}={match[3]}"
+        yield f"  {key:42} {(match[4] or '').removeprefix('#').strip()}".rstrip()

@@ -1,0 +1,1 @@
+"""Hydra configurations of the `zerogate` command; `zerogate train --help` lists them."""

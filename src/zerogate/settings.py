@@ -1,0 +1,215 @@
+"""The configuration of a run: composed from the files in `configs/`, checked, and compared when a run is resumed."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from zerogate.errors import ConfigError
+
+try:
+    import hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+except ModuleNotFoundError as error:
+    raise ConfigError(f"training by configuration needs {error.name}; pip install 'zerogate[train]'") from error
+
+# What a resumed run may change: where things lie and how far it goes, nothing that alters a step already planned.
+NEUTRAL = ("resume", "output", "overwrite", "overrides", "data.path", "data.cache_dir", "trainer.max_epochs",
+           "trainer.progress", "trainer.log_every_n_steps")  # fmt: skip
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that these Hydra overrides make, interpolations resolved and values checked.
+
+    Its key `overrides` keeps them, so that a run can be told apart from another one later.
+
+    Raises:
+        ConfigError: an override that names nothing, cannot be read, or has a value out of range.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # model._target_ may be a class of the user's own, in the current directory
+    try:
+        with hydra.initialize_config_module("zerogate.configs", version_base="1.3"):
+            config = hydra.compose("config", overrides=list(overrides))
+        OmegaConf.resolve(config)
+        with open_dict(config):
+            config.overrides = list(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+    except ValueError as error:  # Hydra's own, such as a group set to null
+        raise ConfigError(f"cannot compose {' '.join(overrides)}: {_one_line(error)}") from error
+    check(config)
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines[0].startswith("In 'config': Could not find") and len(lines) > 1 and lines[1].startswith("Available"):
+        missing = lines[0].split("'")[3]
+        group, _, option = missing.partition("/")
+        options = [line for line in lines[2:] if "=" not in line and not line.startswith("Config search path")]
+        return f"unknown {group} {option!r}; choose one of {', '.join(options)}"
+    if lines[0].startswith("Could not override"):
+        key = lines[0].split("'")[1]
+        return f"no such key {key!r}; `zerogate train --help` lists them, +{key}=VALUE adds a new one"
+    if type(error).__name__ in ("OverrideParseException", "LexerNoViableAltException") or "missing EQUAL" in str(error):
+        return f"cannot read the override {lines[0].removeprefix('Error parsing override ')}; write key=value"
+    return f"{' '.join(lines)}; `zerogate train --help` lists the keys"
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _optional(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or test(value)
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_text, "a name"),
+    "seed": (_whole(0), "a whole number of at least 0"),
+    "output": (_optional(_text), "a folder, or null"),
+    "overwrite": (_flag, "true or false"),
+    "resume": (_optional(_text), "a run folder, or null"),
+    "init_from": (_optional(_text), "a checkpoint or run folder, or null"),
+    "gate_lr": (lambda value: _number(value) and value >= 0, "a number of at least 0"),
+    "sparsify.unit": (lambda value: value in ("channel", "weight"), "channel or weight"),
+    "sparsify.per_example": (_flag, "true or false"),
+    "sparsify.gate_inputs": (_flag, "true or false"),
+    "sparsify.exclude": (
+        _optional(lambda value: OmegaConf.is_list(value) and all(map(_text, value))),
+        "a list of layer-name patterns, such as [classifier,'*.shortcut'], or null",
+    ),
+    "channels_last": (_flag, "true or false"),
+    "data.seed": (_whole(0), "a whole number of at least 0"),
+    "data.batch_size": (_whole(1), "a whole number of at least 1"),
+    "data.eval_batch_size": (_whole(1), "a whole number of at least 1"),
+    "data.drop_last": (_flag, "true or false"),
+    "data.stratified": (_flag, "true or false"),
+    "data.validation": (_optional(_whole(0)), "a whole number, or null"),
+    "data.limit": (_optional(_whole(1)), "a whole number of at least 1, or null"),
+    "data.num_classes": (_optional(_whole(1)), "a whole number of at least 1, or null"),
+    "data.augment.flip": (_flag, "true or false"),
+    "data.augment.crop": (_whole(0), "a number of pixels, 0 for none"),
+    "optimizer.lr": (lambda value: _number(value) and value >= 0, "a number of at least 0"),
+    "optimizer.weight_decay": (_optional(lambda v: _number(v) and v >= 0), "a number of at least 0"),
+    "trainer.max_epochs": (_whole(1), "a whole number of at least 1"),
+    "trainer.max_steps": (_optional(_whole(1)), "a whole number of at least 1, or null"),
+    "trainer.accumulate_grad_batches": (_whole(1), "a whole number of at least 1"),
+    "trainer.log_every_n_steps": (_whole(1), "a whole number of at least 1"),
+    "trainer.gradient_clip_val": (_optional(lambda v: _number(v) and v > 0), "a positive number, or null"),
+    "trainer.deterministic": (_flag, "true or false"),
+    "trainer.progress": (lambda value: value in ("auto", "bar", "plain", "none"), "auto, bar, plain or none"),
+}
+
+
+def check(config: DictConfig) -> None:
+    """Raise `ConfigError` for the first value that cannot be meant; classes check their own arguments later."""
+    for group in ("model", "data", "gate", "objective", "optimizer", "scheduler", "trainer"):
+        if not OmegaConf.is_dict(config.get(group)):
+            raise ConfigError(f"{group}={config.get(group)!r} is no configuration; `zerogate train --help` lists those")
+    for key, (test, wanted) in _CHECKS.items():
+        value = OmegaConf.select(config, key)
+        if not test(value):
+            raise ConfigError(f"{key}={value!r} will not do; {key} takes {wanted}")
+    for group in ("model", "optimizer"):
+        if not config[group].get("_target_"):
+            raise ConfigError(f"{group}._target_ is null; give an import path such as {group}._target_=package.Class")
+
+
+def leaves(config: DictConfig) -> dict[str, Any]:
+    """Every value in a configuration by its dotted key; lists count as one value."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk(OmegaConf.to_container(config), ""))
+
+
+def load(path: Path) -> DictConfig:
+    """The configuration of an earlier run, from its config.yaml.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path.parent} holds no run (no {path.name}); give the output folder of `zerogate train`")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # yaml has its own family of exceptions
+        raise ConfigError(f"{path} cannot be read ({_one_line(error)}); restore it or train anew") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} is no configuration of a run; restore it or train anew")
+    check(config)
+    return config
+
+
+def amend(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """`config` with the values of plain key=value overrides; every key must be there already.
+
+    Raises:
+        ConfigError: an override that cannot be read, or a key that the run does not have.
+    """
+    config = config.copy()
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_one_line(error)) from error
+    known = leaves(config)
+    for override in parsed:
+        if override.key_or_group not in known or override.is_add() or override.is_delete():
+            raise ConfigError(f"this run has no key {override.key_or_group!r}; its config.yaml lists those that it has")
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=False)
+    check(config)
+    return config
+
+
+def resumed(asked: DictConfig, folder: Path, stored: DictConfig) -> DictConfig:
+    """The configuration with which the run in `folder` goes on: its own, plus what `asked` may change.
+
+    Raises:
+        ConfigError: `asked` differs from the run in something that would change its result.
+    """
+    given = [text for text in asked.overrides if text.split("=")[0] not in ("resume", "output", "overwrite")]
+    before = compose(stored.overrides)
+    after = compose([*stored.overrides, *given])
+    config = stored.copy()
+    old, new = leaves(before), leaves(after)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        if key not in NEUTRAL:
+            raise ConfigError(
+                f"{key}={new.get(key)} differs from {key}={old.get(key)} of the run to resume; leave it out, "
+                f"or start a new run with init_from={folder}"
+            )
+        if key not in ("resume", "output", "overwrite", "overrides"):
+            OmegaConf.update(config, key, new.get(key))
+    if config.trainer.max_epochs < stored.trainer.max_epochs:
+        raise ConfigError(
+            f"trainer.max_epochs={config.trainer.max_epochs} is below the {stored.trainer.max_epochs} of the run to "
+            "resume; leave it out, or raise it"
+        )
+    return config
