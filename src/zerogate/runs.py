@@ -174,6 +174,9 @@ def _finish(run: Run, config: DictConfig, module: Classifier, batches: ImageData
     for path in (run.best, run.last):
         checkpoint = _load(module, path)
         row, steps = checkpoint["callbacks"]["RunFiles"]["rows"][-1], checkpoint["global_step"]
+        if scores and scores["best"]["epoch"] == row["epoch"]:
+            scores["last"] = scores["best"]
+            continue
         tested = evaluate(module.model, batches.test, batches.data.num_classes)
         scores[path.stem] = {
             "epoch": row["epoch"],
