@@ -56,6 +56,7 @@ _MOVES = """
     movedim moveaxis swapaxes swapdims expand expand_as broadcast_to repeat repeat_interleave tile adjoint mT mH
     cat concat concatenate stack hstack vstack dstack column_stack flip fliplr flipud constant_pad_nd masked_fill
 """.split()
+# Cuts count channels off from the left, picks take them by position: both look at what they move.
 _CUTS = """
     slice narrow select split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk
     unbind
@@ -113,8 +114,10 @@ def _run(op: Op) -> Out:
     """Runs the op on labels; tensors without labels are all 0, indices and masks stay what they are."""
 
     def to_labels(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.dtype in (torch.bool, torch.int64, torch.int32, torch.uint8):
+        if not isinstance(x, Tensor):
             return x
+        if x.dtype in (torch.bool, torch.int64, torch.int32, torch.uint8):
+            return x.cpu()  # labels are on the CPU wherever the model is
         found = op.labels(x)
         return found if found is not None else torch.zeros((), dtype=torch.int64).expand(x.shape)
 
@@ -135,12 +138,12 @@ def _run(op: Op) -> Out:
 def _check_reshape(op: Op, before: Tensor, moved: Tensor) -> None:
     """Folding the channel dimension in two works on only while whole rows, or equally many of each row, are removed."""
     old, new = varying_dims(before), varying_dims(moved)
-    if len(new) < 2 or op.name in ("cat", "concat", "concatenate", "stack"):
+    if len(new) < 2:
         return
     if len(old) == 1 and len(new) == 2:
         rows = along(moved, new[0])
         op.watcher.cut(rows, f"{op.name} folds channels into {tuple(rows.shape)}", True)
-    elif [before.shape[d] for d in sorted(old)] != [moved.shape[d] for d in sorted(new)] and len(old) != len(new):
+    elif sorted(before.shape[d] for d in old) != sorted(moved.shape[d] for d in new):
         raise Freeze(f"{op.name} folds channels")
 
 

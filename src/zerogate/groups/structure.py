@@ -180,10 +180,9 @@ def _freeze_inputs(
     seen: Observations, root: Tensor, axes: dict[Axis, Tensor], produced: set[Axis], reasons: dict[int, str]
 ) -> None:
     """Network inputs can be selected only in front of a layer that is called as a module and tied to nothing else."""
+    consumed = {c.consumes for c in seen.calls}
     made = {label for axis in produced for label in axes[axis].tolist()}
-    attached = {
-        label for axis, v in axes.items() if axis not in {c.consumes for c in seen.calls} for label in v.tolist()
-    }
+    attached = {label for axis, vector in axes.items() if axis not in consumed for label in vector.tolist()}
     outside = {label for c in seen.calls if c.consumes and c.host != c.layer for label in axes[c.consumes].tolist()}
     for label in root[seen.inputs].unique().tolist():
         if label in made or label in attached:
