@@ -322,6 +322,8 @@ def test_param_groups() -> None:
         (lambda: zg.sparsify(torch.relu, torch.randn(1, 3)), "takes a torch.nn.Module"),  # type: ignore[arg-type]
         (lambda: zg.sparsify(Residual(), torch.randn(X), unit="neuron"), "neuron"),  # type: ignore[arg-type]
         (lambda: zg.sparsify(Residual(), torch.randn(X), unit="weight", per_example=True), "per_example"),
+        (lambda: zg.sparsify(Residual(), torch.randn(X), gate=zg.HardConcrete), "gate is an instance"),  # type: ignore[arg-type]
+        (lambda: zg.sparsify(Residual(), torch.randn(X), objective=0.5), r"Penalty\(1.0\), got 0.5"),  # type: ignore[arg-type]
         (lambda: zg.sparsify(Residual(), torch.randn(X), exclude=["nothing"]), "nothing"),
         (lambda: zg.sparsify(Residual(), torch.randn(X), exclude="body"), r"write \['body'\]"),
     ],

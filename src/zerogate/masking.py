@@ -72,6 +72,10 @@ def sparsify(
         raise ZerogateError(
             f"this {type(model).__name__} has gates already; call detach() on the handle that sparsify returned first"
         )
+    if gate is not None and not isinstance(gate, Gate):
+        raise ZerogateError(f"gate is an instance of a zerogate.Gate, such as zerogate.HardConcrete(), got {gate!r}")
+    if objective is not None and not isinstance(objective, nn.Module):
+        raise ZerogateError(f"objective is an instance, such as zerogate.Penalty(1.0), got {objective!r}")
     if unit not in ("channel", "weight"):
         raise ZerogateError(f'unit is "channel" or "weight", got {unit!r}')
     if unit == "weight" and (per_example or gate_inputs):
