@@ -32,7 +32,13 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     **{
         f"{TUNED}: λ={weight}": (
             f"tuned_{weight}",
-            ["experiment=digits", f"init_from={DENSE}", "gate.droprate_init=0.05", f"objective.weight={weight}"],
+            [
+                "experiment=digits",
+                "scheduler=cosine",
+                f"init_from={DENSE}",
+                "gate.droprate_init=0.05",
+                f"objective.weight={weight}",
+            ],
         )
         for weight in (1, 3, 10)
     },
