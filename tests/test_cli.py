@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import zerogate
 from zerogate import cli
 from zerogate.cli import main
 
@@ -198,6 +199,15 @@ def test_compact_writes_the_same_network_again(capsys, gated):
     assert (gated / "compact-best.safetensors").is_file()
 
 
+def test_compacting_a_run_without_gates_writes_its_network(capsys, dense):
+    assert main(["compact", str(dense)]) == 0
+    assert "without gates: nothing to remove" in capsys.readouterr().out
+    network = zerogate.load(dense / "compact.safetensors", lambda: zerogate.models.convnet(width=4))
+    trained = torch.load(dense / "last.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, trained[f"model.{name}"])
+
+
 def test_bad_arguments_of_eval_and_compact(capsys, tmp_path, gated, dense):
     for command in ("eval", "compact"):
         assert "0" in refusal(capsys, [command])
@@ -206,7 +216,6 @@ def test_bad_arguments_of_eval_and_compact(capsys, tmp_path, gated, dense):
         assert "last or best" in refusal(capsys, [command, str(gated), "which=first"])
         assert "no key 'data.nope'" in refusal(capsys, [command, str(gated), "data.nope=1"])
         assert "another model" in refusal(capsys, [command, str(gated), "model.width=5"])
-    assert "without gates" in refusal(capsys, ["compact", str(dense)])
 
 
 def test_damaged_runs(capsys, tmp_path, gated):

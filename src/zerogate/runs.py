@@ -26,6 +26,7 @@ from zerogate.callbacks import ProgressLine, RunFiles, StopOnSignal, TensorBoard
 from zerogate.errors import CheckpointError, ConfigError
 from zerogate.folder import Run, check_state, load_checkpoint, write_json
 from zerogate.lit import Classifier, DivergedError, ImageDataModule, evaluate
+from zerogate.plans import Plan, describe_plan
 from zerogate.settings import compose
 
 __all__ = ["Run", "compact", "compose", "evaluate_run", "train"]
@@ -281,21 +282,26 @@ def evaluate_run(folder: str | Path, which: str = "last", overrides: Sequence[st
 
 
 def compact(folder: str | Path, which: str = "last", overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Compact a gated run's network and write it beside its checkpoint.
+    """Compact a run's network and write it beside its checkpoint; without gates it is written as it is.
 
     Returns:
         `path`, `groups` (kept of units), `compaction_error`, `params`, `macs`, and `report`, the table as text.
 
     Raises:
-        ZerogateError: as `evaluate_run`, or the run has no gates.
+        ZerogateError: as `evaluate_run`.
     """
     run = Run.of(folder)
     with _quiet():
-        module, _ = _restore(run, which, overrides)
-        if module.sparse is None:
-            raise ConfigError(f"{run} was trained without gates, there is nothing to remove; choose another run")
+        module, batches = _restore(run, which, overrides)
         path = run.compact if which == "last" else run.folder / f"compact-{which}.safetensors"
-        written = _compact(module, path)
-        cost = module.sparse.cost(hard=True)
-        report = str(module.sparse.report())
-    return {"path": str(path), **written, "params": cost.params, "macs": cost.macs, "report": report}
+        if module.sparse is None:
+            dense = module.model.eval()
+            dense.zerogate_plan = describe_plan(Plan(), dense) | {"difference": 0.0}  # type: ignore[assignment]
+            zerogate.save(dense, path, overwrite=True)
+            written: dict[str, Any] = {"groups": [], "compaction_error": 0.0}
+            report = f"{run} was trained without gates: nothing to remove, the network is written as it is"
+        else:
+            written = _compact(module, path)
+            report = str(module.sparse.report())
+        cost = _cost(module, batches)
+    return {"path": str(path), **written, **cost, "report": report}
