@@ -81,9 +81,7 @@ def main() -> None:
         ]
         for label, r in results.items()
     ]
-    caption = (
-        "from scratch, from dense: hard-concrete gates; ticket: continuous sparsification; latency: batch 1 and 64"
-    )
+    caption = "scratch, dense: hard concrete; ticket: continuous sparsification; latency: batch 1, 64"
     table = Table(title="digits: what is left, and what it costs", caption=caption)
     for number, name in enumerate(head):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
