@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zerogate.errors import CompactionError
+from zerogate.errors import CompactionError, first_line
 from zerogate.groups import Inputs, Structure, build, call, kept_rng, plain_copy
 from zerogate.groups.structure import Observations
-from zerogate.plans import Plan, apply_plan, describe_plan, make_plan, named_tensors
+from zerogate.plans import Plan, apply_plan, describe_plan, make_plan
+from zerogate.tensors import named_tensors
 
 if TYPE_CHECKING:
     from zerogate.masking import Sparsified
@@ -92,7 +93,6 @@ def only_removable(
     inputs: Inputs,
     seen: Observations,
     structure: Structure,
-    layers_of: dict[str, str],
     exclude: Iterable[str],
 ) -> Structure:
     """Freezes groups whose removal the model's own forward does not survive.
@@ -116,7 +116,7 @@ def only_removable(
         for axis, units in structure.axes.items():
             held = (units >= group.slice.start) & (units < group.slice.stop)
             seen.labels.freeze(torch.where(held, seen.axes[axis], 0), reason)
-    return build(seen, layers_of, exclude)
+    return build(seen, exclude)
 
 
 def _search(numbers: list[int], trial: Callable[[list[int]], str | None]) -> dict[int, str]:
@@ -156,8 +156,7 @@ def _try_removing(twin: nn.Module, inputs: Inputs, structure: Structure, numbers
     try:
         error = _difference(masked, small, inputs)
     except Exception as failure:
-        message = (str(failure).strip().splitlines() or [""])[0]
-        return f"the forward depends on its size ({type(failure).__name__}: {message})"
+        return f"the forward depends on its size ({type(failure).__name__}: {first_line(failure)})"
     return None if error <= TOLERANCE else "the forward depends on its size (outputs differ when it is removed)"
 
 

@@ -23,3 +23,8 @@ class ConfigError(ZerogateError):
 
 class CheckpointError(ZerogateError):
     """A checkpoint that is truncated, belongs to another model, or lacks what is asked of it."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, for errors of one line."""
+    return next(iter(str(error).strip().splitlines()), "")

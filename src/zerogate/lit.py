@@ -46,6 +46,11 @@ class Scores(nn.Module):
         self.l0.update(l0, len(labels))
         self.accuracy.update(output.argmax(1), labels)
 
+    def count(self, output: Tensor, labels: Tensor) -> None:
+        """Count a batch of an evaluation, which has no L0 term."""
+        cross_entropy = F.cross_entropy(output, labels)
+        self.update(cross_entropy, torch.zeros_like(cross_entropy), output, labels)
+
     def compute(self) -> dict[str, float]:
         """`loss`, `cross_entropy`, `l0` and `accuracy` of what was counted since `reset`."""
         cross_entropy, l0 = float(self.cross_entropy.compute()), float(self.l0.compute())
@@ -158,9 +163,7 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a batch, with the mask that compaction would deploy."""
         images, labels = batch
-        output = self.model(images)
-        cross_entropy = F.cross_entropy(output, labels)
-        self.val_scores.update(cross_entropy, torch.zeros_like(cross_entropy), output, labels)
+        self.val_scores.count(self.model(images), labels)
 
     def check_finite(self) -> None:
         """Raise `DivergedError` if any weight or gate is not finite: such a state is not worth saving."""
@@ -236,8 +239,6 @@ def evaluate(model: nn.Module, batches: Batches, num_classes: int) -> dict[str, 
     scores = Scores(num_classes).to(batches.device)
     batches.load_state_dict({"epoch": 0, "batch": 0})
     for images, labels in batches:
-        output = model(images)
-        cross_entropy = F.cross_entropy(output, labels)
-        scores.update(cross_entropy, torch.zeros_like(cross_entropy), output, labels)
+        scores.count(model(images), labels)
     computed = scores.compute()
     return {"loss": computed["loss"], "accuracy": computed["accuracy"]}

@@ -24,8 +24,8 @@ from zerogate.groups import Inputs, Structure, build, watch
 from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow
 from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
-from zerogate.plans import named_tensors, tied_names
 from zerogate.report import Report, make_report
+from zerogate.tensors import tied_names
 
 Unit = Literal["channel", "weight"]
 
@@ -85,11 +85,10 @@ def sparsify(
     if exclude is None:
         exclude = getattr(model, "dense_by_default", ()) if unit == "weight" else ()
     excluded = _matching(model, exclude)
-    owners = {name: name.rpartition(".")[0] for name, _ in named_tensors(model)}
     seen = watch(model, example_inputs, label_inputs=gate_inputs)
-    structure = build(seen, owners, excluded)
+    structure = build(seen, excluded)
     if unit == "channel":
-        structure = compaction.only_removable(model, example_inputs, seen, structure, owners, excluded)
+        structure = compaction.only_removable(model, example_inputs, seen, structure, excluded)
     return Sparsified(
         model,
         example_inputs,

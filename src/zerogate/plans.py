@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from zerogate.groups import Axis, Structure
+from zerogate.tensors import named_tensors, put, tied_names
 
 PLAN_VERSION = 1
 
@@ -27,26 +27,6 @@ class Plan:
 
     keep: dict[Axis, Tensor] = field(default_factory=dict)
     select: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-
-
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, each once, by their first name."""
-    seen: set[int] = set()
-    for prefix, module in model.named_modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield (f"{prefix}.{name}" if prefix else name), tensor
-
-
-def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """First name of every parameter and buffer → all its names."""
-    names: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                names.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
-    return {all_names[0]: all_names for all_names in names.values()}
 
 
 def make_plan(structure: Structure, kept: Tensor) -> Plan:
@@ -72,12 +52,11 @@ def make_plan(structure: Structure, kept: Tensor) -> Plan:
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Slices a model's tensors in place, corrects the sizes its layers state, and puts input selections in front."""
     names = tied_names(model)
-    first = {name: tensor for name, tensor in named_tensors(model)}
+    first = dict(named_tensors(model))
     by_tensor: dict[str, dict[int, Tensor]] = {}
     for (name, dim), indices in plan.keep.items():
         by_tensor.setdefault(name, {})[dim] = indices
-    modules = dict(model.named_modules(remove_duplicate=False))
-    touched: dict[int, nn.Module] = {}
+    touched: set[nn.Module] = set()
     for name, dims in by_tensor.items():
         old = first[name]
         data = old.detach()
@@ -86,13 +65,10 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         if old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
             data = data.contiguous(memory_format=torch.channels_last)
         new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-        for full in names[name]:
-            owner, _, attribute = full.rpartition(".")
-            module = modules[owner]
-            (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new
-            touched[id(module)] = module
-    for module in touched.values():
+        touched |= put(model, names[name], new)
+    for module in touched:
         _state_sizes(module)
+    modules = dict(model.named_modules(remove_duplicate=False))
     for layer, (dim, indices) in plan.select.items():
         select = selection(dim, indices).to(next(modules[layer].parameters()).device)
         chosen = nn.Sequential(select, modules[layer]).train(modules[layer].training)

@@ -11,6 +11,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from zerogate.files import write
+
 Results = Mapping[str, Mapping[str, Any]]
 """What result.json holds, by the run's label; labels before a colon name the series."""
 
@@ -96,6 +98,4 @@ def page(title: str, sections: Sequence[tuple[str, str, str]]) -> str:
 def write_page(path: Path, title: str, sections: Sequence[tuple[str, str, str]]) -> None:
     """Writes `page` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(title, sections), encoding="utf-8")
-    temporary.replace(path)
+    write(path, page(title, sections).encode())

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
-    from zerogate.groups import Axis
+    from zerogate.groups import Axis, Call, Structure
     from zerogate.masking import Sparsified
 
 
@@ -80,28 +79,24 @@ def make_report(sparse: Sparsified) -> Report:
         units = structure.axes.get(axis) if axis is not None and channel else None
         return (size if units is None else int(((units < 0) | kept[units]).sum()), size)
 
+    gated = {mask.weight: mask.units for mask in sparse.masks}
     rows: dict[str, Row] = {}
     for c in structure.calls:
         if not c.weight:
             continue
-        shape = parameters[c.weight].shape
+        shape, numel = parameters[c.weight].shape, parameters[c.weight].numel()
         ins = count(c.consumes, shape[c.consumes[1]]) if c.consumes else None
         outs = count(c.produces, shape[c.produces[1]]) if c.produces else (shape[0], shape[0])
-        numel = parameters[c.weight].numel()
         if channel:
-            ratio_in = ins if ins else (1, 1)
-            left = numel * ratio_in[0] * outs[0] // (ratio_in[1] * outs[1])
+            left_in, dense_in = ins or (1, 1)
+            left = numel * left_in * outs[0] // (dense_in * outs[1])
+            free, reason = c.produces in structure.axes, _why_channels_stay(structure, c)
         else:
-            left = _open_weights(sparse, c.weight, kept, numel)
-        reason = structure.refused.get(c.produces, "") if c.produces else "its channels are not followed"
-        if channel and not reason and c.produces not in structure.axes:
-            reason = "its input channels stay" if c.consumes is None else "nothing here can be removed"
-        free = c.produces in structure.axes if channel else any(m.weight == c.weight for m in sparse.masks)
-        if not channel:
+            free = c.weight in gated
+            left = int(torch.count_nonzero(kept[gated[c.weight]])) if free else numel
             reason = "" if free else "excluded"
         status = "shrunk" if left < numel else "kept" if free else "refused"
-        if status == "kept" and free:
-            reason = ""
+        reason = "" if status == "kept" else reason
         rows[c.weight] = Row(c.layer, type(modules[c.layer]).__name__, ins or outs, outs, (left, numel), status, reason)
     cost, dense = sparse.cost(hard=True), sparse.dense_cost
     return Report(
@@ -113,8 +108,12 @@ def make_report(sparse: Sparsified) -> Report:
     )
 
 
-def _open_weights(sparse: Sparsified, weight: str, kept: Tensor, numel: int) -> int:
-    for mask in sparse.masks:
-        if mask.weight == weight:
-            return int(torch.count_nonzero(kept[mask.units]))
-    return numel
+def _why_channels_stay(structure: Structure, c: Call) -> str:
+    """Why output channels of a layer, or some of them, cannot be removed; nothing where all can."""
+    if c.produces is None:
+        return "its channels are not followed"
+    if c.produces in structure.refused:
+        return structure.refused[c.produces]
+    if c.produces in structure.axes:
+        return ""
+    return "its input channels stay" if c.consumes is None else "nothing here can be removed"

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from zerogate.errors import CheckpointError, ZerogateError
-from zerogate.plans import PLAN_VERSION, Plan, apply_plan, fingerprint, named_tensors, tied_names
+from zerogate.files import write
+from zerogate.plans import PLAN_VERSION, Plan, apply_plan, fingerprint
+from zerogate.tensors import named_tensors, put, tied_names
 
 _KEY = "zerogate"
 
@@ -37,14 +39,10 @@ def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
     tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors(small)}
     header = plan | {"training": small.training, "torch": torch.__version__}
     content = serialize(tensors, metadata={_KEY: json.dumps(header)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write(path, content)
     except OSError as error:
         raise ZerogateError(f"cannot write {path}: {error.strerror or error}; choose a folder with space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> nn.Module:
@@ -82,7 +80,6 @@ def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> n
 
 
 def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
-    modules = dict(model.named_modules(remove_duplicate=False))
     expected = dict(named_tensors(model))
     wrong = sorted(n for n in expected.keys() | tensors.keys() if n not in expected or n not in tensors)
     wrong += [n for n in expected if n in tensors and expected[n].shape != tensors[n].shape]
@@ -92,7 +89,4 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.Pat
         held: torch.Tensor = tensors[first]
         if isinstance(expected[first], nn.Parameter):
             held = nn.Parameter(held, requires_grad=expected[first].requires_grad)
-        for name in names:
-            owner, _, attribute = name.rpartition(".")
-            module = modules[owner]
-            (module._parameters if attribute in module._parameters else module._buffers)[attribute] = held
+        put(model, names, held)

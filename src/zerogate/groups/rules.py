@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from zerogate.errors import first_line
 from zerogate.groups.labels import along, labels_in, narrow_constant, squash, varying_dims
 
 Out = Tensor | list[Tensor | None] | None
@@ -130,7 +131,7 @@ def _run(op: Op) -> Out:
         moved = op.func(*args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:
         if op.name != "view":  # labels expanded by stride 0 cannot always be viewed; a copy can
-            raise Freeze(f"{op.name} cannot be followed ({str(error).splitlines()[0]})") from error
+            raise Freeze(f"{op.name} cannot be followed ({first_line(error)})") from error
         moved = args[0].reshape(op.out.shape)
     return [squash(x) for x in moved] if isinstance(moved, (list, tuple)) else squash(moved)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.labels import Labels
+from zerogate.tensors import owner_of
 
 Axis = tuple[str, int]
 """A dimension of a parameter or buffer: (its name in the model, dim)."""
@@ -94,18 +95,17 @@ class Structure:
         return torch.repeat_interleave(torch.arange(len(self.groups)), sizes)
 
 
-def build(seen: Observations, layers_of: dict[str, str], exclude: Iterable[str] = ()) -> Structure:
+def build(seen: Observations, exclude: Iterable[str] = ()) -> Structure:
     """Turns a watched run into units and groups.
 
     Args:
         seen: the run.
-        layers_of: module that owns each parameter or buffer, by the tensor's name.
         exclude: modules whose channels stay, coming in and going out.
     """
     excluded = set(exclude)
     for (tensor, _), vector in seen.axes.items():
-        if layers_of[tensor] in excluded:
-            seen.labels.freeze(vector, f"{layers_of[tensor]} is excluded")
+        if owner_of(tensor) in excluded:
+            seen.labels.freeze(vector, f"{owner_of(tensor)} is excluded")
         if tensor in seen.read_otherwise:
             seen.labels.freeze(vector, seen.read_otherwise[tensor])
     root, reasons = seen.labels.resolve()
@@ -138,8 +138,8 @@ def build(seen: Observations, layers_of: dict[str, str], exclude: Iterable[str] 
     start = 0
     for signature, labels in by_signature.items():
         held = [names[number] for number, _ in signature]
-        producers = _unique(layers_of[a[0]] for a in held if a in produced)
-        consumers = _unique(layers_of[a[0]] for a in held if a in consumed)
+        producers = _unique(owner_of(a[0]) for a in held if a in produced)
+        consumers = _unique(owner_of(a[0]) for a in held if a in consumed)
         name = producers[0] if producers else "input"
         taken[name] += 1
         if taken[name] > 1:

@@ -7,6 +7,7 @@ pieces, and whatever the run leaves behind is left in the copy.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from zerogate.errors import WatchError
+from zerogate.errors import WatchError, first_line
 from zerogate.groups.labels import labels_in, squash
 from zerogate.groups.rules import RULES, Freeze, Op, pointwise
 from zerogate.groups.structure import Axis, Call, Observations
+from zerogate.tensors import named_tensors, owner_of
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -40,7 +42,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise WatchError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {_first_line(error)}); "
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); "
             "zerogate works on copies, so make copy.deepcopy(model) work first"
         ) from error
 
@@ -68,7 +70,7 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Ob
         except Exception as error:
             raise WatchError(
                 f"{type(model).__name__} does not run on the example inputs ({_describe(inputs)}): "
-                f"{type(error).__name__}: {_first_line(error)}; pass inputs as the model's forward takes them "
+                f"{type(error).__name__}: {first_line(error)}; pass inputs as the model's forward takes them "
                 "(a tensor, a tuple of positional or a dict of keyword arguments)"
             ) from error
         watcher.finish(outputs)
@@ -81,13 +83,8 @@ class _Watcher(TorchDispatchMode):
         self.seen = Observations()
         self._labels = WeakTensorKeyDictionary()
         self._stack: list[str] = []
-        self._names: dict[int, str] = {}
-        self._owner: dict[str, str] = {}
+        self._names = {id(tensor): name for name, tensor in named_tensors(model)}
         for prefix, module in model.named_modules():
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                full = f"{prefix}.{name}" if prefix else name
-                if self._names.setdefault(id(tensor), full) == full:
-                    self._owner[full] = prefix
             module.register_forward_pre_hook(_Enter(self._stack, prefix), prepend=True)
             module.register_forward_hook(_Leave(self._stack), always_call=True)
         tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
@@ -142,7 +139,7 @@ class _Watcher(TorchDispatchMode):
         name = self.tensor_name(weight)
         sizes = [weight.shape[d] for d in (consumes[0] if consumes else None, produces) if d is not None]
         if name is None:
-            self._record("", "", None, None, macs * _product(sizes), channel_dim)
+            self._record("", "", None, None, macs * math.prod(sizes), channel_dim)
             if consumes and consumes[1] is not None and labels_in(consumes[1]).numel():
                 raise Freeze("a layer whose weight is computed, not a parameter")
             return None
@@ -158,7 +155,7 @@ class _Watcher(TorchDispatchMode):
             made = self.seen.axes[axis_out]
             if bias is not None:
                 self.attach_or_freeze(bias, 0, made)
-        self._record(self._owner[name], name, axis_in, axis_out, macs, channel_dim)
+        self._record(owner_of(name), name, axis_in, axis_out, macs, channel_dim)
         return made
 
     def depthwise(
@@ -173,7 +170,7 @@ class _Watcher(TorchDispatchMode):
         self.attach(name, 0, vector)
         if bias is not None:
             self.attach_or_freeze(bias, 0, vector)
-        self._record(self._owner[name], name, None, (name, 0), macs, channel_dim)
+        self._record(owner_of(name), name, None, (name, 0), macs, channel_dim)
         return vector
 
     # the run
@@ -278,18 +275,6 @@ class _Leave:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.stack.pop()
-
-
-def _product(sizes: list[int]) -> int:
-    out = 1
-    for size in sizes:
-        out *= size
-    return out
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""
 
 
 def _describe(inputs: Any) -> str:
