@@ -23,10 +23,14 @@ class Plan:
     Attributes:
         keep: axis → indices that stay along it, int64.
         select: layer → (dim counted from the end, indices of its input that it still takes).
+        attributes: (module, attribute) → the size it must state now: an int, or a list of ints.
+        attention: `nn.MultiheadAttention` modules that lose heads → how they are called (see `attention.plain_attention`).
     """
 
     keep: dict[Axis, Tensor] = field(default_factory=dict)
     select: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    attributes: dict[tuple[str, str], int | list[int]] = field(default_factory=dict)
+    attention: dict[str, dict[str, bool]] = field(default_factory=dict)
 
 
 def make_plan(structure: Structure, kept: Tensor) -> Plan:
@@ -127,4 +131,6 @@ def describe_plan(plan: Plan, dense: nn.Module) -> dict[str, Any]:
         "dense": fingerprint(dense),
         "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items()],
         "select": [[layer, dim, indices.tolist()] for layer, (dim, indices) in plan.select.items()],
+        "attributes": [[module, attribute, value] for (module, attribute), value in plan.attributes.items()],
+        "attention": plan.attention,
     }

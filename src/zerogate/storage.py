@@ -73,7 +73,8 @@ def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> n
         )
     keep = {(name, dim): torch.tensor(indices) for name, dim, indices in header["keep"]}
     select = {layer: (dim, torch.tensor(indices)) for layer, dim, indices in header["select"]}
-    model = apply_plan(model, Plan(keep, select))
+    attributes = {(module, attribute): value for module, attribute, value in header["attributes"]}
+    model = apply_plan(model, Plan(keep, select, attributes, header["attention"]))
     _fill(model, tensors, path)
     model.zerogate_plan = {k: v for k, v in header.items() if k not in ("training", "torch")}  # type: ignore[assignment]
     return model.train(header["training"])

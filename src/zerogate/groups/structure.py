@@ -43,6 +43,8 @@ class Group:
     slice: slice
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    kind: str = "channel"
+    """``"channel"``, or ``"head"`` where a unit is all that one head of an attention needs."""
 
     @property
     def units(self) -> int:
