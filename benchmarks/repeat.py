@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import statistics
-import subprocess
 from pathlib import Path
 
-import torch
+from provenance import provenance
 
 from zerogate.runs import compose, train
 
@@ -33,7 +31,6 @@ def main() -> None:
         folder = f"outputs/repeat/{args.name}/{seed}"
         given = [override.replace("{seed}", str(seed)) for override in args.overrides]
         results.append(train(compose([*given, f"seed={seed}", f"output={folder}", "overwrite=true"])))
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     shown = ["data.path=DIR" if o.startswith("data.path=") else o for o in args.overrides]  # no machine's paths
     record = {
         "name": args.name,
@@ -43,9 +40,7 @@ def main() -> None:
             for figure in FIGURES
             if len(values := [r[figure] for r in results if r.get(figure) is not None]) > 1
         },
-        "command": shlex.join(["python", "benchmarks/repeat.py", args.name, f"--seeds={args.seeds}", "--", *shown]),
-        "commit": git.stdout.strip(),
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        **provenance(shlex.join(["python", "benchmarks/repeat.py", args.name, f"--seeds={args.seeds}", "--", *shown])),
         "versions": results[0]["versions"],
     }
     path = Path(__file__).parent / "results" / f"{args.name}.json"

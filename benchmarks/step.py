@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from provenance import provenance
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zerogate as zg
@@ -86,7 +85,6 @@ def main() -> None:
             step()
             seconds[name].append(time.perf_counter() - start)
     ratios = {n: statistics.median(a / b for a, b in zip(t, seconds["dense"], strict=True)) for n, t in seconds.items()}
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     record = {
         "model": args.model,
         "batch": args.batch,
@@ -94,10 +92,7 @@ def main() -> None:
         "ratio_to_dense": {name: round(ratio, 3) for name, ratio in ratios.items()},
         "images_per_second": {n: round(args.batch / statistics.median(t), 1) for n, t in seconds.items()},
         "n": args.rounds,
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": git.stdout.strip(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "zerogate": "0.1.0"},
+        **provenance(shlex.join(["python", *sys.argv])),
     }
     text = json.dumps(record, indent=2, ensure_ascii=False)
     print(text)

@@ -186,11 +186,11 @@ def test_penalty(over: str, reduce: str) -> None:
 
 
 def test_layers_without_rules_still_count() -> None:
-    """A grouped convolution is refused, with its reason, and its parameters and MACs are counted all the same."""
+    """A transposed convolution in groups is refused, with its reason; its parameters and MACs are counted all the same."""
     model = Lambda(
         lambda m, x: m.head(m.c(torch.relu(m.b(m.a(x)))).mean((2, 3))),
         a=nn.Conv2d(2, 8, 3),
-        b=nn.Conv2d(8, 8, 3, groups=2),
+        b=nn.ConvTranspose2d(8, 8, 3, groups=2),
         c=nn.Conv2d(8, 6, 1),
         head=nn.Linear(6, 3),
     )
@@ -198,4 +198,4 @@ def test_layers_without_rules_still_count() -> None:
     sparse = zg.sparsify(model, x)
     assert sparse.dense_cost == zg.Cost(sum(p.numel() for p in model.parameters()), count_macs(model, x))
     assert [g.name for g in sparse.groups] == ["c"]
-    assert "convolution in 2 groups" in str(sparse.report())
+    assert "transposed convolution in 2 groups" in str(sparse.report())

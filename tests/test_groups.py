@@ -82,18 +82,42 @@ REFUSING = {
     "softmax over channels": (lambda x: x.softmax(1), "softmax over channels"),
     "mean over channels": (lambda x: x.mean(1, keepdim=True) + x, "mean over channels"),
     "fixed slice": (lambda x: torch.cat([x[:, 3:], x[:, :3]], 1), "slice at a fixed place among channels"),
-    "halves swapped": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), "chunk at a fixed place among channels"),
     "three channels": (lambda x: torch.cat([x[:, :3], x], 1)[:, 3:], "slice at a fixed place among channels"),
     "roll channels": (lambda x: x.roll(1, 1), "roll among channels"),
-    "shuffle": (lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), "unflatten folds channels"),
+    "uneven thirds": (lambda x: torch.cat(x.chunk(3, 1)[::-1], 1), "chunk at a fixed place among channels"),
+    "shuffle to written sizes": (
+        lambda x: x.view(2, 2, 4, 6, 6).transpose(1, 2).reshape(2, 8, 6, 6),
+        "view to a size that is written down",
+    ),
     "index": (lambda x: x[:, [1, 0, 2, 3, 4, 5, 7, 6]], "index among channels"),
-    "literal size": (lambda x: x.reshape(-1, 8, 6, 6), "the forward depends on its size"),
+    "literal size": (lambda x: x.reshape(-1, 8, 6, 6), "reshape to a size that is written down"),
     "cumulative sum": (lambda x: x.cumsum(1), "cumsum over channels"),
-    "sort": (lambda x: x.sort(1).values, "sort has no rule"),
-    "matmul": (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul has no rule"),
+    "sort": (lambda x: x.sort(1).values, "sort over channels"),
+    "matmul": (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul over all channels"),
     "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "writes into a tensor"),
     "control flow": (lambda x: x if x.sum().item() else -x, "over channels"),
 }
+
+
+# The same place, but channels must be tied for the op to go on working: fewer units, still exact.
+TYING = {
+    "halves swapped": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), 4),
+    "quarters": (lambda x: torch.cat(x.split(x.shape[1] // 4, 1)[::-1], 1), 2),
+    "shuffle": (lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), 4),
+    "channel shuffle": (lambda x: F.channel_shuffle(x, 4), 2),
+    "pixel shuffle": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2), 2),
+    "interleaved": (lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), 4),
+    "mirrored": (lambda x: x + x.flip(1), 4),
+    "instance norm": (lambda x: F.instance_norm(x), 8),
+    "group norm": (lambda x: F.group_norm(x, x.shape[1]), 8),
+}
+
+
+@pytest.mark.parametrize("name", TYING)
+def test_ops_that_tie_channels(name: str) -> None:
+    op, expected = TYING[name]
+    model = Lambda(lambda m, x: m.head(m.b(op(m.a(x))).mean((2, 3))), a=conv(3, 8), b=conv(8, 5), head=nn.Linear(5, 2))
+    assert units(check_exact(model, torch.randn(2, 3, 6, 6))) == {"a": expected, "b": 5}
 
 
 @pytest.mark.parametrize("name", REFUSING)
@@ -226,7 +250,7 @@ def test_report_as_text_markdown_and_dict() -> None:
     assert f"parameters {sparse.cost().params:,} of {sparse.dense_cost.params:,}" in str(report)
     assert report.markdown().splitlines()[1].startswith("| ---") or "| --- |" in report.markdown()
     found = report.as_dict()
-    assert found["params"] == (sparse.cost().params, sparse.dense_cost.params)
+    assert found["params"] == [sparse.cost().params, sparse.dense_cost.params]
     weights = {n: p for n, p in sparse.compact().named_parameters() if p.ndim > 1}
     assert [row["params"][0] for row in found["rows"]] == [p.numel() for p in weights.values()]
     assert found["rows"][-1]["reason"] == "an output of the network"

@@ -143,10 +143,22 @@ def _compact(arguments: list[str]) -> int:
 
     run, which, overrides = _split("compact", arguments)
     written = compact(run, which, overrides)
-    print(written["report"])
+    _print_report(written["report"])
     print(f"differs from the gated network by {written['compaction_error']:.1e} of the largest output (float64)")
     print(f"wrote {written['path']}")
     return 0
+
+
+def _print_report(report: Any) -> None:
+    """As tables in a terminal, where rich is installed; as text into a pipe, where nothing may be folded."""
+    if sys.stdout.isatty() and hasattr(report, "__rich__"):
+        try:
+            from rich.console import Console
+
+            return Console().print(report)
+        except ModuleNotFoundError:
+            pass
+    print(report)
 
 
 def _print_scores(scores: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zerogate.counts import count_distribution
+from zerogate.errors import ZerogateError
 from zerogate.groups import Axis, Structure
 
 
@@ -66,18 +68,32 @@ class CostModel(ABC):
 class ChannelCost(CostModel):
     """Cost where units are channels.
 
-    A group of channels with open probabilities p_u is expected to keep n = s·Σp + s·Π(1−p) + (1−s) channels: E[max(1, N)],
-    since one channel of a group stays even when all are closed (what it adds is constant, but not nothing). Here s is the
-    probability that somebody still listens: that not every layer which consumes the group has lost all its outputs.
+    Of a group with N open channels f(N) = min(size, ⌈max(N, m)/r⌉·r) stay, with m = `min_channels` and r = `round_to`: at
+    least one even when all are closed (what it adds is constant, but not nothing). With open probabilities p_u it is
+    expected to keep n = s·E[f(N)] + (1−s)·f(0) channels, where s is the probability that somebody still listens: that not
+    every layer which consumes the group has lost all its outputs. For m = r = 1, E[f(N)] = Σp + Π(1−p).
     A tensor then has Π (sizes of its dimensions) parameters and a layer macs·n_in·n_out MACs. Gates are independent, so
     the formula is an expectation up to the correlation of groups that meet themselves.
 
     Args:
         structure: units and the axes they occupy.
         shapes: shape of every parameter, by name, each parameter once.
+        min_channels: a group of channels keeps at least so many, or all it has. Heads keep at least one.
+        round_to: the number that a group of channels keeps is rounded up to a multiple of this, or to all it has. A layer
+            whose channels belong to several groups has each of them rounded. Heads are not rounded.
+
+    Raises:
+        ZerogateError: `min_channels` or `round_to` is not a whole number of at least 1.
     """
 
-    def __init__(self, structure: Structure, shapes: dict[str, torch.Size]) -> None:
+    def __init__(
+        self, structure: Structure, shapes: dict[str, torch.Size], min_channels: int = 1, round_to: int = 1
+    ) -> None:
+        for option, value in (("min_channels", min_channels), ("round_to", round_to)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ZerogateError(
+                    f"{option} is a whole number of channels, at least 1, got {value!r}; leave it out for 1"
+                )
         self.structure = structure
         groups = len(structure.groups)
         self._rows = {axis: i for i, axis in enumerate(structure.axes)}
@@ -120,8 +136,12 @@ class ChannelCost(CostModel):
             ),
             "members": _padded([list(range(g.slice.start, g.slice.stop)) for g in structure.groups], structure.units),
             "group": group_of_unit,
+            "size": sizes,
+            "least": torch.tensor([min_channels if g.kind == "channel" else 1 for g in structure.groups]).double(),
+            "step": torch.tensor([round_to if g.kind == "channel" else 1 for g in structure.groups]).double(),
             **self._listeners(),
         }
+        self._tensors |= self._widened()
         self._depth = self._longest_chain()
         self._by_device: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._tensors}
         self.dense = self.exact(torch.ones(structure.units, dtype=torch.bool))
@@ -141,6 +161,22 @@ class ChannelCost(CostModel):
         self._made, self._consumers = made, consumers
         # index `groups` is padding (dead with certainty: neutral in a product), `groups + 1` a layer that never dies
         return {"makes": _padded(made, groups), "consumers": _padded(consumers, len(made))}
+
+    def _widened(self) -> dict[str, Tensor]:
+        """Groups that do not keep max(1, N) channels, and the f(N) − N that E[f(N)] = Σp + E[f(N) − N] needs of them."""
+        size, groups = self._tensors["size"], self.structure.groups
+        n = torch.arange(max((g.units for g in groups), default=0) + 1, dtype=torch.float64)[:, None]
+        added = torch.where(n <= size, self._width(n, self._tensors) - n, 0.0)  # [n, groups]
+        widened = (added != (n == 0)).any(0).nonzero().flatten()
+        self._any_widened = len(widened) > 0
+        units = [list(range(groups[g].slice.start, groups[g].slice.stop)) for g in widened.tolist()]
+        members = _padded(units, self.structure.units)
+        return {
+            "widened": widened,
+            "widened_members": members,
+            "added": added[: members.shape[1] + 1, widened].T.contiguous(),
+            "unheard": added[0],
+        }
 
     def _longest_chain(self) -> int:
         """Rounds after which the death of layers has travelled as far as it can."""
@@ -170,24 +206,50 @@ class ChannelCost(CostModel):
             s = 1 - _Product.apply(torch.cat([layer_dead, p.new_ones(1)])[t["consumers"]])
         return s, closed
 
+    def _width(self, n: Tensor, t: dict[str, Tensor]) -> Tensor:
+        """f(n): how many channels stay of groups with n open ones that somebody listens to, float64 [..., groups]."""
+        return torch.minimum((torch.maximum(n, t["least"]) / t["step"]).ceil() * t["step"], t["size"])
+
+    def _cost(self, n: Tensor, t: dict[str, Tensor]) -> Cost:
+        """Cost where groups keep n channels, float64 [groups]."""
+        counts = torch.cat([t["held"] @ n + t["fixed"], n.new_ones(1)])
+        size = functools.reduce(operator.mul, counts[t["factors"]].unbind(1), n.new_ones(len(t["factors"])))
+        params, macs = (t["weights"] @ size).unbind()
+        return Cost(params, macs)
+
     def expected(self, p: Tensor) -> Cost:
         p = p.double()
         t = self._on(p.device)
         s, closed = self._listened(p)
         total = torch.zeros_like(s).index_add(0, t["group"], p)
-        n = s * (total + closed) + (1 - s)
-        counts = torch.cat([t["held"] @ n + t["fixed"], p.new_ones(1)])
-        size = functools.reduce(operator.mul, counts[t["factors"]].unbind(1), p.new_ones(len(t["factors"])))
-        params, macs = (t["weights"] @ size).unbind()
-        return Cost(params, macs)
+        added, unheard = closed, 1 - s
+        if self._any_widened:
+            members = torch.cat([p, p.new_zeros(1)])[t["widened_members"]]
+            added = closed.index_copy(0, t["widened"], (count_distribution(members) * t["added"]).sum(1))
+            unheard = unheard * t["unheard"]
+        return self._cost(s * (total + added) + unheard, t)
+
+    def exact(self, is_open: Tensor) -> Cost:
+        _, _, n = self._heard(is_open)
+        cost = self._cost(n, self._on(n.device))  # whole numbers all the way
+        return Cost(round(cost.params.item()), round(cost.macs.item()))
+
+    def _heard(self, is_open: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Open units somebody listens to, bool [units]; how many each group has of them, and keeps, float64 [groups]."""
+        t = self._on(is_open.device)
+        s, _ = self._listened(is_open.double())
+        heard = is_open & (s > 0.5)[t["group"]]
+        n = torch.zeros_like(s).index_add(0, t["group"], heard.double())
+        return heard, n, self._width(n, t)
 
     def kept(self, is_open: Tensor, logits: Tensor) -> Tensor:
-        """Open units somebody listens to, and of a group that has none the one with the highest logit."""
-        s, _ = self._listened(is_open.double())
-        kept = is_open & (s > 0.5)[self._on(is_open.device)["group"]]
-        for group in self.structure.groups:
-            if not kept[group.slice].any():
-                kept[group.slice.start + int(logits[group.slice].argmax())] = True
+        """Open units somebody listens to and, where a group must keep more than it has of them, others by highest logit."""
+        kept, n, width = self._heard(is_open)
+        for group, missing in zip(self.structure.groups, (width - n).long().tolist(), strict=True):
+            if missing:
+                best = logits[group.slice].argsort(descending=True, stable=True)
+                best = best[~kept[group.slice][best]]
+                kept[group.slice.start + best[:missing]] = True
         return kept
 
 

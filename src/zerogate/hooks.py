@@ -61,6 +61,17 @@ class Unshadow:
 
 
 @dataclass
+class Weights:
+    """How much each channel counts in a norm's statistics."""
+
+    sparse: Sparsified
+    number: int
+
+    def __call__(self) -> Tensor:
+        return self.sparse.statistics(self.number)
+
+
+@dataclass
 class Multiply:
     sparse: Sparsified
     number: int

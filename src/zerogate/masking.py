@@ -9,25 +9,27 @@ before the registered parameter). The model's class, its `state_dict` and its pa
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from zerogate import compaction
+from zerogate import compaction, norms
 from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates import Gate, HardConcrete
-from zerogate.groups import Inputs, Structure, build, watch
-from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow
+from zerogate.groups import KINDS, Inputs, Structure, build, watch
+from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
 from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
+from zerogate.removable import removable
 from zerogate.report import Report, make_report
 from zerogate.tensors import tied_names
 
-Unit = Literal["channel", "weight"]
+Unit = Literal["channel", "head", "weight"]
 
 
 def sparsify(
@@ -35,17 +37,20 @@ def sparsify(
     example_inputs: Inputs,
     *,
     gate: Gate | None = None,
-    unit: Unit = "channel",
+    unit: Unit | Collection[Unit] = "channel",
     objective: Penalty | None = None,
     per_example: bool = False,
     gate_inputs: bool = False,
+    include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    min_channels: int = 1,
+    round_to: int = 1,
 ) -> Sparsified:
     """Attaches gates to a model, in place, and returns the handle that trains, counts and compacts them.
 
-    The model runs twice on copies: once watched, to find which channels belong together, and once compacted at random,
-    to see that every group can really be removed; a group that cannot is left alone, and the report says why. Neither
-    leaves a trace in the model.
+    Copies of the model run a few times without data: watched, to find which channels belong together, and compacted at
+    random, to see that every group can really be removed; a group that cannot is left alone, and the report says why.
+    None of it leaves a trace in the model.
 
     Args:
         model: any module; it is gated while the handle is attached, random gates in training mode and the deployed
@@ -53,14 +58,20 @@ def sparsify(
         example_inputs: what one forward takes: a tensor, a tuple of positional or a dict of keyword arguments. The first
             dimension of the first tensor is the batch, by which MACs are divided.
         gate: the kind of gate; default ``HardConcrete()``.
-        unit: ``"channel"`` (removed physically) or ``"weight"`` (single weights of convolutions and linear layers become
-            exactly zero; shapes stay).
+        unit: ``"channel"`` (channels of convolutions, neurons of linear layers), ``"head"`` (heads of attention, with
+            grouped queries the heads that share keys and values), or both as in ``{"channel", "head"}``: removed
+            physically. Or ``"weight"``: single weights of convolutions and linear layers become exactly zero; shapes stay.
         objective: default ``Penalty(1.0)``.
         per_example: a draw of its own for every example, multiplied into activations; default one draw per forward,
             multiplied into weights.
         gate_inputs: also gate the network's inputs (feature selection); compaction then selects inputs first.
-        exclude: patterns (as in ``fnmatch``) of names of layers to leave dense. Default: for ``unit="weight"`` what the
-            model's class names in ``dense_by_default``, else none.
+        include: patterns (as in ``fnmatch``) of names of layers whose output channels may go; default all. Channels that
+            belong together may go if one of the layers that make them is included.
+        exclude: patterns of names of layers to leave dense, coming in and going out. Default: for ``unit="weight"`` what
+            the model's class names in ``dense_by_default``, else none.
+        min_channels: every group of channels keeps at least so many (all, where it has fewer).
+        round_to: the number of channels kept of each group is rounded up to a multiple of this, for widths that hardware
+            likes; what is kept beyond the open ones adds nothing to the outputs.
 
     Raises:
         WatchError: the model rejects the inputs, cannot be copied, or has nothing to remove.
@@ -76,28 +87,31 @@ def sparsify(
         raise ZerogateError(f"gate is an instance of a zerogate.Gate, such as zerogate.HardConcrete(), got {gate!r}")
     if objective is not None and not isinstance(objective, nn.Module):
         raise ZerogateError(f"objective is an instance, such as zerogate.Penalty(1.0), got {objective!r}")
-    if unit not in ("channel", "weight"):
-        raise ZerogateError(f'unit is "channel" or "weight", got {unit!r}')
-    if unit == "weight" and (per_example or gate_inputs):
+    kinds = _kinds(unit)
+    if kinds == {"weight"} and (per_example or gate_inputs or include is not None):
         raise ZerogateError(
-            'per_example and gate_inputs go with unit="channel"; single weights are gated once per forward'
+            'per_example, gate_inputs and include go with unit="channel"; single weights are gated once per forward'
         )
     if exclude is None:
-        exclude = getattr(model, "dense_by_default", ()) if unit == "weight" else ()
-    excluded = _matching(model, exclude)
+        exclude = getattr(model, "dense_by_default", ()) if kinds == {"weight"} else ()
+    excluded = _matching(model, exclude, "exclude")
+    included = None if include is None else _matching(model, include, "include")
     seen = watch(model, example_inputs, label_inputs=gate_inputs)
-    structure = build(seen, excluded)
-    if unit == "channel":
-        structure = compaction.only_removable(model, example_inputs, seen, structure, excluded)
+    if kinds == {"weight"}:
+        structure = replace(build(seen, excluded), norms=())
+    else:
+        structure = removable(model, example_inputs, seen, excluded, included, kinds)
     return Sparsified(
         model,
         example_inputs,
         structure,
         gate=HardConcrete() if gate is None else gate,
-        unit=unit,
+        unit="+".join(k for k in (*KINDS, "weight") if k in kinds),
         objective=Penalty() if objective is None else objective,
         per_example=per_example,
         excluded=excluded,
+        min_channels=min_channels,
+        round_to=round_to,
     )
 
 
@@ -109,6 +123,7 @@ class Sparsified(nn.Module):
     Attributes:
         model: the model given to `sparsify`, gated in place.
         logits: all gates of the model, one parameter [units]; negative closes, positive opens.
+        unit: ``"channel"``, ``"head"``, ``"channel+head"`` or ``"weight"``.
         groups: `Group`s: name, slice into ``logits``, producers, consumers.
         dense_cost: `Cost` with every gate open.
     """
@@ -123,10 +138,12 @@ class Sparsified(nn.Module):
         structure: Structure,
         *,
         gate: Gate,
-        unit: Unit,
+        unit: str,
         objective: Penalty,
         per_example: bool,
         excluded: frozenset[str],
+        min_channels: int,
+        round_to: int,
     ) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
@@ -144,7 +161,7 @@ class Sparsified(nn.Module):
             )
         else:
             self.masks, self.groups = channel_masks(structure, parameters), structure.groups
-            self.cost_model = ChannelCost(structure, shapes)
+            self.cost_model = ChannelCost(structure, shapes, min_channels, round_to)
         units = self.groups[-1].slice.stop if self.groups else 0
         if units == 0:
             raise WatchError(_nothing_to_remove(model, structure))
@@ -158,6 +175,7 @@ class Sparsified(nn.Module):
         self.register_buffer("_index", torch.where(index < 0, units, index).to(device), persistent=False)
         self._lengths = [len(m.units) for m in self.masks]
         self._drawn: list[Tensor] | None = None
+        self._statistics: list[Tensor] = []
         self._inside = False
         self._handles: list[Any] = []
         self._places: list[tuple[nn.Module, str]] = []
@@ -213,16 +231,24 @@ class Sparsified(nn.Module):
 
     # deploying
 
-    def compact(self) -> nn.Module:
+    def compact(self, *, optimizer: torch.optim.Optimizer | None = None, ema: nn.Module | None = None) -> nn.Module:
         """A new plain module without the closed units: no gates, no masks, the same outputs as the gated model in
         evaluation mode.
 
         The gated model stays as it is. Training mode is that of the model. Before it is returned, the module is
-        compared with the gated one in float64 on the example inputs.
+        compared with the gated one in float64 on the example inputs (in its own precision, to 1e-4, where the model has
+        kernels that do not know float64).
 
-        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest.
+        Args:
+            optimizer: its state goes over to the new module, in place: it holds the new module's parameters instead of
+                the model's, moments cut alike, and no gates.
+            ema: an averaged copy of the model (`torch.optim.swa_utils.AveragedModel` or a module of the same names):
+                folded and cut by the same plan, in place.
+
+        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, and `ZerogateError` for an
+        optimizer or average that does not fit; then nothing has been changed.
         """
-        return compaction.compact(self)
+        return compaction.compact(self, optimizer, ema)
 
     def difference(self, small: nn.Module) -> float:
         """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode.
@@ -261,6 +287,7 @@ class Sparsified(nn.Module):
                         f"{outside.host or 'the root'}; exclude it with exclude=[{outside.layer!r}]"
                     )
                 multiply.append((modules[calls[0].layer], Multiply(self, number, calls[0].channel_dim)))
+        statistics = [norms.attach(modules[n.module], n, Weights(self, i)) for i, n in enumerate(self.structure.norms)]
         self._handles = [
             self.model.register_forward_pre_hook(Begin(self), prepend=True, with_kwargs=True),
             self.model.register_forward_hook(End(self), always_call=True),
@@ -269,6 +296,7 @@ class Sparsified(nn.Module):
             self._handles.append(modules[host].register_forward_pre_hook(Shadow(self, held)))
             self._handles.append(modules[host].register_forward_hook(Unshadow(held), always_call=True))
         self._handles += [module.register_forward_pre_hook(hook) for module, hook in multiply]
+        self._handles += [handle for handles in statistics for handle in handles]
 
     def detach(self) -> None:
         """Takes the gates off; the model is the user's plain one again."""
@@ -309,17 +337,34 @@ class Sparsified(nn.Module):
             z = self.gate.sample(self.logits, examples)
             spread = torch.cat([z, z.new_ones(examples, 1)], 1)[:, self._index]
             self._drawn = list(spread.split(self._lengths, 1))
+        if self.structure.norms:
+            self._statistics = self._norm_weights(z)
+
+    def _norm_weights(self, z: Tensor) -> list[Tensor]:
+        """How much each channel counts in the statistics of each norm: in training as far as it is open, in evaluation
+        wholly if it is kept."""
+        w = z.clamp(max=1) if self.model.training else self.kept().to(z)
+        w = torch.cat([w, w.new_ones(*w.shape[:-1], 1)], -1)
+        return [w[..., n.labels.to(w.device)] for n in self.structure.norms]  # −1 is the last: always there
+
+    def statistics(self, number: int) -> Tensor:
+        """Weights of a norm's channels, as drawn with the gates."""
+        self._ensure_drawn()
+        return self._statistics[number]
 
     def current(self, number: int) -> Tensor:
         """The drawn tensor of a mask: of the root's forward that runs, or whose gradient is being recomputed."""
+        self._ensure_drawn()
+        assert self._drawn is not None
+        return self._drawn[number]
+
+    def _ensure_drawn(self) -> None:
         if self._drawn is None or not (self._inside or torch._C._current_graph_task_id() != -1):
             if self.per_example and self.model.training:
                 raise ZerogateError(
                     "per-example gates are drawn by the root's forward; call the model, not a part of it"
                 )
             self.draw(None)  # a part of the model called by itself
-        assert self._drawn is not None
-        return self._drawn[number]
 
     @property
     def multiplies_activations(self) -> bool:
@@ -332,17 +377,28 @@ class Sparsified(nn.Module):
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
 
 
-def _matching(model: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
+def _kinds(unit: Unit | Collection[Unit]) -> frozenset[str]:
+    kinds = frozenset([unit] if isinstance(unit, str) else unit)
+    if not kinds or not kinds <= {*KINDS, "weight"}:
+        raise ZerogateError(
+            f'unit is "channel", "head", "weight", or channels and heads together as {{"channel", "head"}}; got {unit!r}'
+        )
+    if "weight" in kinds and len(kinds) > 1:
+        raise ZerogateError(f'unit="weight" keeps all shapes and cannot be mixed with others, got {unit!r}')
+    return kinds
+
+
+def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozenset[str]:
     if isinstance(patterns, str):
         raise ZerogateError(
-            f"exclude is a list of names or patterns, got the string {patterns!r}; write [{patterns!r}]"
+            f"{option} is a list of names or patterns, got the string {patterns!r}; write [{patterns!r}]"
         )
     names = [name for name, _ in model.named_modules()]
     found: set[str] = set()
     for pattern in patterns:
         matched = fnmatch.filter(names, pattern)
         if not matched:
-            raise ZerogateError(f"exclude: no module is called {pattern!r}; the model has {', '.join(names[1:6])}, …")
+            raise ZerogateError(f"{option}: no module is called {pattern!r}; the model has {', '.join(names[1:6])}, …")
         for name in matched:
             found.update(n for n in names if n == name or n.startswith(f"{name}."))
     return frozenset(found)

@@ -37,7 +37,7 @@ def weight_masks(
     groups: list[Group] = []
     start = 0
     for c in structure.calls:
-        if not c.weight or c.layer in excluded or any(m.weight == c.weight for m in masks):
+        if not c.weight or not c.macs or c.layer in excluded or any(m.weight == c.weight for m in masks):
             continue
         stop = start + shapes[c.weight].numel()
         masks.append(Mask(c.weight, torch.arange(start, stop), tuple(shapes[c.weight])))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from zerogate.attention import plain_attention, unnest
 from zerogate.groups import Axis, Structure
-from zerogate.tensors import named_tensors, put, tied_names
-
-PLAN_VERSION = 1
+from zerogate.tensors import named_tensors, owner_of, put, tied_names
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,8 @@ class Plan:
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
 
 
-def make_plan(structure: Structure, kept: Tensor) -> Plan:
-    """The plan that keeps these units, bool [units]."""
+def make_plan(model: nn.Module, structure: Structure, kept: Tensor) -> Plan:
+    """The plan by which the dense model keeps these units, bool [units]."""
     plan = Plan()
     kept = kept.cpu()
     present = kept.clone()  # inputs arrive whether a layer still takes them or not
@@ -50,6 +46,20 @@ def make_plan(structure: Structure, kept: Tensor) -> Plan:
             stays = (units < 0) | kept[units]
             if not torch.equal(arrives, stays):
                 plan.select[c.layer] = (c.channel_dim, stays[arrives].nonzero().flatten())
+    for repair in structure.repairs:
+        size = int(((repair.rows < 0) | kept[repair.rows]).any(1).sum())
+        key = repair.module, repair.attribute
+        held = getattr(model.get_submodule(repair.module), repair.attribute)
+        if repair.entry is None:
+            if size != held:
+                plan.attributes[key] = size
+        elif size != held[repair.entry]:
+            values = plan.attributes.setdefault(key, list(held))
+            assert isinstance(values, list)
+            values[repair.entry] = size
+    owners = {owner_of(name) for name, _ in plan.keep}
+    owners |= {owner.removesuffix(".out_proj") for owner in owners}
+    plan.attention.update({path: called for path, called in structure.attention.items() if path in owners})
     return plan
 
 
@@ -70,6 +80,16 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             data = data.contiguous(memory_format=torch.channels_last)
         new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
         touched |= put(model, names[name], new)
+    for path, called in plan.attention.items():
+        module = model.get_submodule(path)
+        if isinstance(module, nn.MultiheadAttention):  # not where it is watched: there something else stands in for it
+            plain_attention(module, called)
+    if plan.attention:
+        unnest(model)
+    for (path, attribute), value in plan.attributes.items():
+        module = model.get_submodule(path)
+        held = getattr(module, attribute)
+        setattr(module, attribute, tuple(value) if isinstance(held, tuple) and isinstance(value, list) else value)
     for module in touched:
         _state_sizes(module)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -98,39 +118,26 @@ def _state_sizes(module: nn.Module) -> None:
     weight = module._parameters.get("weight")
     if isinstance(module, nn.modules.conv._ConvNd):
         assert weight is not None
-        transposed = module.transposed
-        if module.groups > 1:  # depthwise: sliced by whole channels
-            per_channel = module.out_channels // module.groups
-            module.groups = weight.shape[0] if transposed else weight.shape[0] // per_channel
-            module.in_channels, module.out_channels = module.groups, module.groups * per_channel
-        else:
-            ins, outs = (0, 1) if transposed else (1, 0)
-            module.in_channels, module.out_channels = weight.shape[ins], weight.shape[outs]
+        into, out = (0, 1) if module.transposed else (1, 0)
+        sizes = [weight.shape[into], weight.shape[out]]
+        sizes[1 if module.transposed else 0] *= module.groups
+        module.in_channels, module.out_channels = sizes
     elif isinstance(module, nn.Linear):
         assert weight is not None
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding):
+        assert weight is not None
+        module.embedding_dim = weight.shape[1]
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         held = weight if weight is not None else module.running_mean
         assert held is not None
         module.num_features = held.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        assert weight is not None
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        assert weight is not None
+        module.num_channels = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         assert weight is not None
         module.num_parameters = weight.shape[0]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of the names and shapes of all parameters and buffers."""
-    shapes = {name: list(tensor.shape) for name, tensor in named_tensors(model)}
-    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-
-
-def describe_plan(plan: Plan, dense: nn.Module) -> dict[str, Any]:
-    """A plan as JSON-able values, with the fingerprint of the network it applies to."""
-    return {
-        "version": PLAN_VERSION,
-        "dense": fingerprint(dense),
-        "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items()],
-        "select": [[layer, dim, indices.tolist()] for layer, (dim, indices) in plan.select.items()],
-        "attributes": [[module, attribute, value] for (module, attribute), value in plan.attributes.items()],
-        "attention": plan.attention,
-    }

@@ -1,15 +1,20 @@
-"""What was found and what is left, layer by layer, as text, Markdown or a dict."""
+"""What was found and what is left, layer by layer, as text, Markdown, a dict or a table in the terminal."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zerogate.tensors import owner_of
+
 if TYPE_CHECKING:
     from zerogate.groups import Axis, Call, Structure
     from zerogate.masking import Sparsified
+
+_COLOURS = {"kept": "default", "shrunk": "green", "refused": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,9 @@ class Row:
 
     layer: str
     kind: str
-    channels_in: tuple[int, int]
-    channels_out: tuple[int, int]
+    channels_in: tuple[int, int] | None
+    """None, as ``channels_out``, where it has parameters but is no convolution, linear layer or the like."""
+    channels_out: tuple[int, int] | None
     params: tuple[int, int]
     status: str
     """``kept`` (nothing removed yet), ``shrunk``, or ``refused`` (its output channels stay)."""
@@ -27,25 +33,37 @@ class Row:
 
 
 @dataclass(frozen=True)
+class GroupRow:
+    """Units that are removed together with all they touch; counts are (left, dense)."""
+
+    name: str
+    kind: str
+    """``channel``, ``head``, or ``weight``."""
+    units: tuple[int, int]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
-    """A table of layers with totals; ``str()`` prints it."""
+    """A table of layers with totals, and one of groups; ``str()`` prints the first, rich both."""
 
     rows: tuple[Row, ...]
     params: tuple[int, int]
     macs: tuple[int, int]
     unit: str
     units: tuple[int, int]
+    groups: tuple[GroupRow, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All of it as values that JSON has: lists, where the attributes are tuples."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
 
     def _cells(self) -> list[tuple[str, ...]]:
-        def pair(values: tuple[int, int]) -> str:
-            return f"{values[0]:,}/{values[1]:,}"
-
         head = ("layer", "kind", "in", "out", "weights", "status", "reason")
         body = [
-            (r.layer, r.kind, pair(r.channels_in), pair(r.channels_out), pair(r.params), r.status, r.reason)
+            (r.layer, r.kind, _pair(r.channels_in), _pair(r.channels_out), _pair(r.params), r.status, r.reason)
             for r in self.rows
         ]
         return [head, *body]
@@ -54,7 +72,8 @@ class Report:
         def share(left: int, dense: int) -> str:
             return f"{left:,} of {dense:,} ({left / max(dense, 1):.1%})"
 
-        return f"{self.unit}s {share(*self.units)}, parameters {share(*self.params)}, MACs {share(*self.macs)}"
+        units = " and ".join(f"{kind}s" for kind in self.unit.split("+"))
+        return f"{units} {share(*self.units)}, parameters {share(*self.params)}, MACs {share(*self.macs)}"
 
     def __str__(self) -> str:
         cells = self._cells()
@@ -63,9 +82,35 @@ class Report:
         return "\n".join([*lines, self._totals()])
 
     def markdown(self) -> str:
-        head, *body = self._cells()
+        head, *body = ([cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in self._cells())
         lines = [f"| {' | '.join(row)} |" for row in body]
         return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines, "", self._totals()])
+
+    def __rich__(self) -> Any:
+        """For ``rich.print(report)``: both tables, coloured by status."""
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        def table(head: tuple[str, ...], body: list[tuple[str, ...]], styles: list[str]) -> Table:
+            made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for name in head:
+                counts = name in ("in", "out", "weights", "units")
+                made.add_column(name, justify="right" if counts else "left", no_wrap=counts, overflow="fold")
+            for row, style in zip(body, styles, strict=True):
+                made.add_row(*(Text(cell, style=style) for cell in row))  # text: brackets in it are no markup
+            return made
+
+        head, *body = self._cells()
+        parts: list[Any] = [table(head, body, [_COLOURS[row.status] for row in self.rows])]
+        if self.unit != "weight":
+            cells = [
+                (g.name, g.kind, _pair(g.units), ", ".join(g.producers), ", ".join(g.consumers)) for g in self.groups
+            ]
+            styles = [_COLOURS["shrunk" if g.units[0] < g.units[1] else "kept"] for g in self.groups]
+            parts.append(table(("group", "kind", "units", "made by", "read by"), list(cells), styles))
+        return Group(*parts, Text(self._totals(), style="bold"))
 
 
 def make_report(sparse: Sparsified) -> Report:
@@ -73,39 +118,90 @@ def make_report(sparse: Sparsified) -> Report:
     structure, kept = sparse.structure, sparse.kept().cpu()
     modules = dict(sparse.model.named_modules())
     parameters = dict(sparse.model.named_parameters())
-    channel = sparse.unit == "channel"
+    by_channel = sparse.unit != "weight"
+    gated = {mask.weight: mask.units for mask in sparse.masks}
 
     def count(axis: Axis | None, size: int) -> tuple[int, int]:
-        units = structure.axes.get(axis) if axis is not None and channel else None
+        units = structure.axes.get(axis) if axis is not None and by_channel else None
         return (size if units is None else int(((units < 0) | kept[units]).sum()), size)
 
-    gated = {mask.weight: mask.units for mask in sparse.masks}
+    def left(name: str) -> tuple[int, int]:
+        """Entries of a parameter: (left, dense)."""
+        p = parameters[name]
+        if not by_channel:
+            return (int(torch.count_nonzero(kept[gated[name]])) if name in gated else p.numel(), p.numel())
+        number = 1
+        for dim, size in enumerate(p.shape):
+            number *= count((name, dim), size)[0]
+        return number, p.numel()
+
     rows: dict[str, Row] = {}
     for c in structure.calls:
         if not c.weight:
             continue
-        shape, numel = parameters[c.weight].shape, parameters[c.weight].numel()
+        shape = parameters[c.weight].shape
         ins = count(c.consumes, shape[c.consumes[1]]) if c.consumes else None
         outs = count(c.produces, shape[c.produces[1]]) if c.produces else (shape[0], shape[0])
-        if channel:
-            left_in, dense_in = ins or (1, 1)
-            left = numel * left_in * outs[0] // (dense_in * outs[1])
+        if by_channel:
             free, reason = c.produces in structure.axes, _why_channels_stay(structure, c)
         else:
             free = c.weight in gated
-            left = int(torch.count_nonzero(kept[gated[c.weight]])) if free else numel
             reason = "" if free else "excluded"
-        status = "shrunk" if left < numel else "kept" if free else "refused"
-        reason = "" if status == "kept" else reason
-        rows[c.weight] = Row(c.layer, type(modules[c.layer]).__name__, ins or outs, outs, (left, numel), status, reason)
+        status, reason = _status(left(c.weight), free, reason)
+        rows[c.weight] = Row(
+            c.layer, type(modules[c.layer]).__name__, ins or outs, outs, left(c.weight), status, reason
+        )
+    others: dict[str, list[str]] = {}  # layer → its parameters that no call has used
+    for name, p in parameters.items():
+        if p.ndim > 1 and name not in rows:
+            owner = owner_of(name)
+            others.setdefault(name if any(modules[owner].children()) or not owner else owner, []).append(name)
+    for layer, names in others.items():
+        axes = [(name, dim) for name in names for dim in range(parameters[name].ndim)]
+        counts = [left(name) for name in names]
+        total = sum(n for n, _ in counts), sum(n for _, n in counts)
+        free = by_channel and any(axis in structure.axes for axis in axes)
+        owner = modules[owner_of(names[0])]
+        status, reason = _status(total, free, _why_not_followed(structure, layer, names))
+        rows[layer] = Row(layer, type(owner).__name__, None, None, total, status, reason)
     cost, dense = sparse.cost(hard=True), sparse.dense_cost
+    groups = (
+        GroupRow(
+            g.name, g.kind if by_channel else "weight", (int(kept[g.slice].sum()), g.units), g.producers, g.consumers
+        )
+        for g in sparse.groups
+    )
     return Report(
         tuple(rows.values()),
         (cost.params, dense.params),
         (cost.macs, dense.macs),
         sparse.unit,
         (int(kept.sum()), len(kept)),
+        tuple(groups),
     )
+
+
+def _pair(values: tuple[int, int] | None) -> str:
+    return "" if values is None else f"{values[0]:,}/{values[1]:,}"
+
+
+def _status(params: tuple[int, int], free: bool, reason: str) -> tuple[str, str]:
+    """(status, reason): a reason is given where something stays."""
+    status = "shrunk" if params[0] < params[1] else "kept" if free else "refused"
+    return status, "" if status == "kept" else reason
+
+
+def _why_not_followed(structure: Structure, layer: str, names: list[str]) -> str:
+    """Why parameters that no layer's call has used stay."""
+    known = [structure.reasons[name] for name in names if name in structure.reasons]
+    known += [reason for (name, _), reason in structure.refused.items() if name in names]
+    if known or any(name in names for name, _ in structure.axes):
+        return known[0] if known else ""
+    if layer in names:
+        return "not read on the example inputs, or not followed"
+    seen = {*structure.reasons, *(name for name, _ in [*structure.axes, *structure.refused])}
+    seen |= {c.weight for c in structure.calls}
+    return "not followed" if any(owner_of(name) == layer for name in seen) else "not run on the example inputs"
 
 
 def _why_channels_stay(structure: Structure, c: Call) -> str:

@@ -26,7 +26,8 @@ from zerogate.callbacks import ProgressLine, RunFiles, StopOnSignal, TensorBoard
 from zerogate.errors import CheckpointError, ConfigError
 from zerogate.folder import Run, check_state, load_checkpoint, write_json
 from zerogate.lit import Classifier, DivergedError, ImageDataModule, evaluate
-from zerogate.plans import Plan, describe_plan
+from zerogate.plan_files import describe_plan
+from zerogate.plans import Plan
 from zerogate.settings import compose
 
 __all__ = ["Run", "compact", "compose", "evaluate_run", "train"]
@@ -285,7 +286,8 @@ def compact(folder: str | Path, which: str = "last", overrides: Sequence[str] = 
     """Compact a run's network and write it beside its checkpoint; without gates it is written as it is.
 
     Returns:
-        `path`, `groups` (kept of units), `compaction_error`, `params`, `macs`, and `report`, the table as text.
+        `path`, `groups` (kept of units), `compaction_error`, `params`, `macs`, and `report`, a `Report` or, without
+        gates, a line of text.
 
     Raises:
         ZerogateError: as `evaluate_run`.
@@ -296,12 +298,12 @@ def compact(folder: str | Path, which: str = "last", overrides: Sequence[str] = 
         path = run.compact if which == "last" else run.folder / f"compact-{which}.safetensors"
         if module.sparse is None:
             dense = module.model.eval()
-            dense.zerogate_plan = describe_plan(Plan(), dense) | {"difference": 0.0}  # type: ignore[assignment]
+            dense.zerogate_plan = describe_plan(Plan(), dense, dense) | {"difference": 0.0}  # type: ignore[assignment]
             zerogate.save(dense, path, overwrite=True)
             written: dict[str, Any] = {"groups": [], "compaction_error": 0.0}
-            report = f"{run} was trained without gates: nothing to remove, the network is written as it is"
+            report: Any = f"{run} was trained without gates: nothing to remove, the network is written as it is"
         else:
             written = _compact(module, path)
-            report = str(module.sparse.report())
+            report = module.sparse.report()
         cost = _cost(module, batches)
     return {"path": str(path), **written, **cost, "report": report}

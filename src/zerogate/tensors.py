@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,3 +42,19 @@ def put(model: nn.Module, names: Sequence[str], tensor: Tensor) -> set[nn.Module
         (module._parameters if attribute in module._parameters else module._buffers)[attribute] = tensor  # type: ignore[assignment]
         owners.add(module)
     return owners
+
+
+def transient_buffers(model: nn.Module) -> set[str]:
+    """First names of buffers that are registered with ``persistent=False`` wherever they are."""
+    found = set()
+    for first, names in tied_names(model).items():
+        places = [(model.get_submodule(owner_of(name)), name.rpartition(".")[2]) for name in names]
+        if all(attribute in module._non_persistent_buffers_set for module, attribute in places):
+            found.add(first)
+    return found
+
+
+def copy_with(model: nn.Module, instead: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A deep copy that holds ``instead(name, tensor)`` in place of each parameter and buffer; those are not copied."""
+    memo: dict[int, Any] = {id(tensor): instead(name, tensor) for name, tensor in named_tensors(model)}
+    return copy.deepcopy(model, memo)

@@ -1,6 +1,26 @@
 """Which channels can be removed, and which only together, found by watching the model run once."""
 
-from zerogate.groups.structure import Axis, Call, Group, Structure, build
-from zerogate.groups.watch import Inputs, call, kept_rng, plain_copy, watch
+from zerogate.groups.observed import Axis, Call, Norm, Observations, Repair
+from zerogate.groups.replay import settle
+from zerogate.groups.structure import KINDS, Group, Structure, build
+from zerogate.groups.watch import Inputs, call, kept_rng, plain_copy, tensors_of, twin_of, watch
 
-__all__ = ["Axis", "Call", "Group", "Inputs", "Structure", "build", "call", "kept_rng", "plain_copy", "watch"]
+__all__ = [
+    "KINDS",
+    "Axis",
+    "Call",
+    "Group",
+    "Inputs",
+    "Norm",
+    "Observations",
+    "Repair",
+    "Structure",
+    "build",
+    "call",
+    "kept_rng",
+    "plain_copy",
+    "settle",
+    "tensors_of",
+    "twin_of",
+    "watch",
+]

@@ -6,6 +6,8 @@ activation's shape; along dimensions where they do not vary they are expanded (s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,11 @@ class Labels:
 
     def __init__(self) -> None:
         self.count = 1  # 0 is taken
+        self._root = torch.zeros(1, dtype=torch.int64)
         self._pairs: list[Tensor] = []
         self._frozen: list[tuple[Tensor, str]] = []
+        self.changes = 0
+        """Grows with every tie and every label frozen."""
 
     def new(self, n: int) -> Tensor:
         """n fresh labels, int64 [n]."""
@@ -26,36 +31,69 @@ class Labels:
 
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Ties a[i] to b[i] for every i where both are labels; shapes broadcast."""
+        if a is b:
+            return
         a, b = torch.broadcast_tensors(a, b)
         a, b = narrow_constant(a, b)
         different = (a != b) & (a != 0) & (b != 0)
         if different.any():
-            self._pairs.append(torch.stack([a[different], b[different]]).unique(dim=1))
+            pairs = torch.stack([a[different], b[different]])
+            if pairs.shape[1] > 4096:
+                both = ((pairs[0] << 32) | pairs[1]).unique()
+                pairs = torch.stack([both >> 32, both & 0xFFFFFFFF])
+            self._pairs.append(pairs)
+            self.changes += 1
+
+    def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
+        """Ties all labels of each row [rows, n] and returns a label of each row [rows]; a row that holds constants, too,
+        stays, and gives 0."""
+        vector = rows.amax(1)
+        self.unite(rows, vector[:, None])
+        mixed = (rows == 0).any(1) & (vector != 0)
+        if mixed.any():
+            self.freeze(vector[mixed], reason)
+            vector = torch.where(mixed, 0, vector)
+        return vector
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Marks labels as not removable; the first reason given is the one reported."""
-        labels = labels_in(labels)
-        if labels.numel():
-            self._frozen.append((labels, reason))
+        (labels,) = narrow_constant(labels)
+        if labels.any():
+            self._frozen.append((labels.flatten(), reason))
+            self.changes += 1
 
-    def resolve(self) -> tuple[Tensor, dict[int, str]]:
-        """The class of each label, int64 [count] (its smallest member), and the reason of each frozen class."""
-        root = torch.arange(self.count)
-        pairs = torch.cat(self._pairs, dim=1) if self._pairs else torch.empty(2, 0, dtype=torch.int64)
-        while pairs.numel():
+    def roots(self) -> Tensor:
+        """The class of each label, int64 [count]: its smallest member."""
+        if len(self._root) < self.count:
+            self._root = torch.cat([self._root, torch.arange(len(self._root), self.count)])
+        if not self._pairs:
+            return self._root
+        pairs, self._pairs = torch.cat(self._pairs, dim=1), []
+        root = self._root
+        while True:
             ends = root[pairs]
-            low = ends.amin(0)
-            hooked = root.scatter_reduce(0, ends.flatten(), low.repeat(2), "amin")
-            while not torch.equal(hooked, hooked[hooked]):
-                hooked = hooked[hooked]
-            if torch.equal(hooked, root):
+            apart = ends[0] != ends[1]
+            if not apart.any():
                 break
+            pairs, ends = pairs[:, apart], ends[:, apart]
+            hooked = root.scatter_reduce(0, ends.flatten(), ends.amin(0).repeat(2), "amin")
+            while not torch.equal(hooked, further := hooked[hooked]):
+                hooked = further
             root = hooked
-        reasons: dict[int, str] = {}
-        for labels, reason in self._frozen:
-            for cls in root[labels].unique().tolist():
-                reasons.setdefault(cls, reason)
-        return root, reasons
+        self._root = root
+        return root
+
+    def reasons(self) -> dict[int, str]:
+        """Class → why it stays, for every class that does."""
+        root = self.roots()
+        if not self._frozen:
+            return {}
+        classes = root[torch.cat([labels for labels, _ in self._frozen])]
+        which = torch.repeat_interleave(torch.tensor([len(labels) for labels, _ in self._frozen]))
+        first = torch.full((len(root),), len(self._frozen)).scatter_reduce(0, classes, which, "amin")
+        frozen = classes.unique()
+        frozen = frozen[frozen != 0]
+        return {c: self._frozen[i][1] for c, i in zip(frozen.tolist(), first[frozen].tolist(), strict=True)}
 
 
 def narrow_constant(*labels: Tensor) -> list[Tensor]:
@@ -77,17 +115,19 @@ def labels_in(labels: Tensor) -> Tensor:
 def squash(labels: Tensor) -> Tensor:
     """The same labels, expanded along every dimension where they do not vary."""
     shape = labels.shape
+    (narrow,) = narrow_constant(labels)
+    squashed = narrow
     for dim in range(labels.ndim):
-        if shape[dim] > 1:
-            first = labels.narrow(dim, 0, 1)
-            if labels.stride(dim) == 0 or bool((labels == first).all()):
-                labels = first
-    return labels.expand(shape)
+        if squashed.shape[dim] > 1:
+            first = squashed.narrow(dim, 0, 1)
+            if bool((squashed == first).all()):
+                squashed = first
+    return labels if squashed is narrow else squashed.expand(shape)
 
 
 def varying_dims(labels: Tensor) -> list[int]:
     """Dimensions along which squashed labels vary."""
-    return [d for d in range(labels.ndim) if labels.shape[d] > 1 and labels.stride(d) != 0]
+    return [d for d, (n, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)) if n > 1 and stride != 0]
 
 
 def along(labels: Tensor, dim: int) -> Tensor:
@@ -97,3 +137,15 @@ def along(labels: Tensor, dim: int) -> Tensor:
         if labels.shape[d] > 1 and labels.stride(d) == 0:
             labels = labels.narrow(d, 0, 1)
     return labels.reshape(-1, labels.shape[-1]).T
+
+
+def over(labels: Tensor, dims: Iterable[int]) -> Tensor:
+    """A label of all that lies along these dimensions, which become 1 long."""
+    dims = [d % labels.ndim for d in dims]
+    (narrow,) = narrow_constant(labels)
+    return narrow.amax(dims, keepdim=True).expand([1 if d in dims else n for d, n in enumerate(labels.shape)])
+
+
+def constant(shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Label 0 everywhere."""
+    return torch.zeros((), dtype=torch.int64).expand(shape)

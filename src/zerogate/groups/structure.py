@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import Labels
+from zerogate.groups.labels import along, narrow_constant, squash, varying_dims
+from zerogate.groups.observed import Axis, Call, Norm, Observations, Repair
 from zerogate.tensors import owner_of
 
-Axis = tuple[str, int]
-"""A dimension of a parameter or buffer: (its name in the model, dim)."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One run of a layer, and how its multiply-accumulates follow from the channels that are left.
-
-    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``), each factor where it is not None.
-    """
-
-    layer: str
-    """Module that owns the weight."""
-    host: str
-    """Innermost module whose forward was running: the layer itself, unless its weight is read from outside."""
-    weight: str
-    consumes: Axis | None
-    produces: Axis | None
-    macs: float
-    channel_dim: int
-    """Where the layer's input has its channels, counted from the end."""
+KINDS = ("channel", "head")
 
 
 @dataclass(frozen=True)
@@ -51,23 +32,6 @@ class Group:
         return self.slice.stop - self.slice.start
 
 
-@dataclass
-class Observations:
-    """Raw record of one watched run, in labels."""
-
-    labels: Labels = field(default_factory=Labels)
-    axes: dict[Axis, Tensor] = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    read_otherwise: dict[str, str] = field(default_factory=dict)
-    """Tensors that some op without a rule has read, with the reason to give."""
-    cuts: list[tuple[Tensor, str, bool]] = field(default_factory=list)
-    """Labels [rows, length] that an op counts off by position, the reason to refuse, and whether whole rows may go.
-
-    They can be removed if every row always loses equally many: if all rows hold the same classes equally often, or, where
-    whole rows may go, if each row is of one class."""
-
-
 @dataclass(frozen=True)
 class Structure:
     """Units of a network and the slices they occupy.
@@ -78,6 +42,11 @@ class Structure:
         calls: every layer run, also those that hold no unit.
         inputs: units that are network inputs (no layer makes them; compaction selects them first).
         refused: axis → why its channels, or some of them, stay.
+        norms: modules that normalise over the kept ones of their channels.
+        repairs: attributes whose values follow from what is kept.
+        attention: `nn.MultiheadAttention` modules with heads that can go → how they are called.
+        reasons: tensors that some op reads in a way that cannot be followed → why.
+        unit_of: unit of each label, −1 for those that stay.
     """
 
     axes: dict[Axis, Tensor]
@@ -85,6 +54,11 @@ class Structure:
     calls: tuple[Call, ...]
     inputs: frozenset[int]
     refused: dict[Axis, str]
+    norms: tuple[Norm, ...] = ()
+    repairs: tuple[Repair, ...] = ()
+    attention: dict[str, dict[str, bool]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    unit_of: Tensor = field(default_factory=lambda: torch.full((1,), -1))
 
     @property
     def units(self) -> int:
@@ -97,91 +71,193 @@ class Structure:
         return torch.repeat_interleave(torch.arange(len(self.groups)), sizes)
 
 
-def build(seen: Observations, exclude: Iterable[str] = ()) -> Structure:
+def build(
+    seen: Observations,
+    exclude: Iterable[str] = (),
+    include: Collection[str] | None = None,
+    kinds: Collection[str] = KINDS,
+) -> Structure:
     """Turns a watched run into units and groups.
 
     Args:
         seen: the run.
         exclude: modules whose channels stay, coming in and going out.
+        include: modules that make channels which may go; None for all.
+        kinds: kinds of units that are wanted.
     """
     excluded = set(exclude)
-    for (tensor, _), vector in seen.axes.items():
+    for (tensor, _), vector in [*seen.axes.items()]:
         if owner_of(tensor) in excluded:
             seen.labels.freeze(vector, f"{owner_of(tensor)} is excluded")
         if tensor in seen.read_otherwise:
             seen.labels.freeze(vector, seen.read_otherwise[tensor])
-    root, reasons = seen.labels.resolve()
+    _settle_boxes(seen)
+    root, reasons = seen.labels.roots(), seen.labels.reasons()
     axes = {axis: root[vector] for axis, vector in seen.axes.items()}  # root[0] is 0
-    _freeze_cuts(seen, root, reasons)
 
     consumed = {c.consumes for c in seen.calls if c.consumes}
-    produced = {c.produces for c in seen.calls if c.produces}
+    produced = {c.produces for c in seen.calls if c.produces} | seen.sources
     _freeze_inputs(seen, root, axes, produced, reasons)
     input_roots = set(root[seen.inputs].tolist())
-    members: dict[int, list[tuple[int, int]]] = defaultdict(list)  # root → [(axis number, how often)]
-    has_consumer: set[int] = set()
-    for number, (axis, vector) in enumerate(axes.items()):
-        for label, times in zip(*(t.tolist() for t in vector.unique(return_counts=True)), strict=True):
-            members[label].append((number, times))
-            if axis in consumed:
-                has_consumer.add(label)
-    for label in members:
-        if label and label not in has_consumer:
-            reasons.setdefault(label, "no layer consumes it")
-
-    by_signature: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
-    for label in sorted(members):
-        if label and label not in reasons:
-            by_signature[tuple(members[label])].append(label)
     names = list(axes)
-    unit_of = torch.full((len(root),), -1)
+    sizes = torch.tensor([len(v) for v in axes.values()], dtype=torch.int64)
+    number = torch.repeat_interleave(torch.arange(len(names)), sizes)
+    held = torch.cat([*axes.values(), torch.empty(0, dtype=torch.int64)])
+    wanted = [a in produced and (include is None or owner_of(a[0]) in include) for a in names]
+    none = torch.zeros(len(root), dtype=torch.bool)
+
+    def on(marked: list[bool]) -> Tensor:
+        return none.index_fill(0, held[torch.tensor(marked, dtype=torch.bool)[number]], True)
+
+    present, has_consumer = none.index_fill(0, held, True), on([a in consumed for a in names])
+    chosen = on(wanted) if include is not None else ~none
+    is_head = none.index_fill(0, root[torch.cat([*seen.heads, torch.zeros(1, dtype=torch.int64)])], True)
+    free = none.index_fill(0, torch.tensor([0, *reasons], dtype=torch.int64), True).logical_not()
+    for excuse, stay in (
+        ("no layer consumes it", ~has_consumer),
+        ("not among the included layers", ~chosen),
+        ('its units are heads, which unit="head" gates', is_head if "head" not in kinds else none),
+        ('its units are channels, which unit="channel" gates', ~is_head if "channel" not in kinds else none),
+    ):
+        stay = stay & free & present
+        reasons.update(dict.fromkeys(stay.nonzero().flatten().tolist(), excuse))
+        free &= ~stay
+    groups, unit_of = _grouped(names, number, held, free & present, is_head, produced, consumed)
+    inputs = frozenset(unit_of[root[seen.inputs]].tolist()) - {-1}
+    refused = {}
+    stays = ~free
+    stays[0] = False
+    for axis, vector in axes.items():
+        frozen = vector[stays[vector]].unique().tolist()
+        if frozen and not set(frozen) <= input_roots:
+            refused[axis] = reasons[frozen[0]]
+    unit_of = unit_of[root]
+    units = {axis: unit_of[vector] for axis, vector in seen.axes.items()}
+    held_axes = {axis: v for axis, v in units.items() if (v >= 0).any()}
+    owners = {owner_of(name) for name, _ in held_axes}
+    norms = (replace(n, labels=unit_of[n.labels]) for n in seen.norms)
+    return Structure(
+        held_axes,
+        tuple(groups),
+        tuple(seen.calls),
+        inputs,
+        refused,
+        tuple(n for n in norms if (n.labels >= 0).any()),
+        repairs_of(seen, unit_of),
+        {path: called for path, called in seen.attention.items() if path in owners},
+        dict(seen.read_otherwise),
+        unit_of,
+    )
+
+
+def _grouped(
+    names: list[Axis],
+    number: Tensor,
+    held: Tensor,
+    free: Tensor,
+    is_head: Tensor,
+    produced: set[Axis],
+    consumed: set[Axis],
+) -> tuple[list[Group], Tensor]:
+    """Groups of classes that lie on the same axes equally often, and the unit of each class.
+
+    Args:
+        number, held: class ``held[i]`` lies on axis ``names[number[i]]``.
+        free, is_head: bool [classes].
+    """
+    inside = free[held]
+    number, held = number[inside], held[inside]
+    places, times = (number * len(free) + held).unique(return_counts=True)
+    number, held = places // len(free), places % len(free)
+    # a class's axes, as a sum of random numbers: alike only where they are the same
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randint(-(2**62), 2**62, (len(names), 2), generator=generator)
+    signature = torch.zeros(len(free), 2, dtype=torch.int64)
+    signature.index_add_(0, held, random[number] * times[:, None])
+    signature[:, 0] += is_head
+    classes = held.unique()
+    _, which = signature[classes].unique(dim=0, return_inverse=True)
     groups: list[Group] = []
+    unit_of = torch.full((len(free),), -1)
     taken: dict[str, int] = defaultdict(int)
+    order = held.argsort(stable=True)
+    number, held = number[order], held[order]
+    bounds = torch.searchsorted(held, torch.stack([classes, classes + 1]))
     start = 0
-    for signature, labels in by_signature.items():
-        held = [names[number] for number, _ in signature]
-        producers = _unique(owner_of(a[0]) for a in held if a in produced)
-        consumers = _unique(owner_of(a[0]) for a in held if a in consumed)
+    for first, members in _by_first(classes, which):
+        here = number[bounds[0, first] : bounds[1, first]].tolist()
+        axes = [names[i] for i in here]
+        producers = _unique(owner_of(a[0]) for a in axes if a in produced)
+        consumers = _unique(owner_of(a[0]) for a in axes if a in consumed)
         name = producers[0] if producers else "input"
         taken[name] += 1
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
-        groups.append(Group(name, slice(start, start + len(labels)), producers, consumers))
-        unit_of[torch.tensor(labels)] = torch.arange(start, start + len(labels))
-        start += len(labels)
-    inputs = frozenset(unit_of[root[seen.inputs]].tolist()) - {-1}
-    refused = {}
-    for axis, vector in axes.items():
-        frozen = [label for label in vector.unique().tolist() if label in reasons]
-        if frozen and not set(frozen) <= input_roots:
-            refused[axis] = reasons[frozen[0]]
-    units = {axis: unit_of[vector] for axis, vector in axes.items()}
-    return Structure(
-        {axis: v for axis, v in units.items() if (v >= 0).any()}, tuple(groups), tuple(seen.calls), inputs, refused
-    )
+        stop = start + len(members)
+        kind = "head" if is_head[members[0]] else "channel"
+        groups.append(Group(name, slice(start, stop), producers, consumers, kind))
+        unit_of[members] = torch.arange(start, stop)
+        start = stop
+    return groups, unit_of
 
 
-def _freeze_cuts(seen: Observations, root: Tensor, reasons: dict[int, str]) -> None:
+def _by_first(classes: Tensor, which: Tensor) -> list[tuple[int, Tensor]]:
+    """Classes that share a group, the groups in the order of their first class; with the place of that class."""
+    order = which.argsort(stable=True)
+    parts = order.split(which.bincount().tolist()) if len(which) else ()
+    return sorted(((int(part[0]), classes[part]) for part in parts), key=lambda pair: pair[0])
+
+
+def repairs_of(seen: Observations, unit_of: Tensor) -> tuple[Repair, ...]:
+    repairs = (replace(r, rows=unit_of[r.rows]) for r in seen.repairs.values())
+    return tuple(r for r in repairs if (r.rows >= 0).any())
+
+
+def _settle_boxes(seen: Observations) -> None:
+    """Ties labels until whatever can be removed of an activation or parameter is a whole slice of it.
+
+    Where classes are no slices yet, they are made so along the dimension that leaves most of them.
+    """
+    if seen.settled_at == seen.labels.changes:
+        return
+    boxes = {(b.labels.data_ptr(), b.labels.shape, b.labels.stride(), b.name): b for b in seen.boxes}
     settled = False
-    while not settled:  # what one cut freezes stays, and may unbalance another
+    while not settled:
         settled = True
-        stays = torch.zeros(len(root), dtype=torch.bool)
-        stays[torch.tensor([0, *reasons], dtype=torch.int64)] = True
-        for labels, reason, by_row in seen.cuts:
-            rows = torch.where(stays[root[labels]], 0, root[labels])
-            ordered = rows.sort(1).values
-            if not (ordered == ordered[0]).all() and not (by_row and (ordered[:, 0] == ordered[:, -1]).all()):
-                settled = False
-                for label in rows.unique().tolist():
-                    if label:
-                        reasons.setdefault(label, reason)
-                break
+        root, reasons = seen.labels.roots(), seen.labels.reasons()
+        free = torch.ones(len(root), dtype=torch.bool)
+        free[torch.tensor([0, *reasons], dtype=torch.int64)] = False
+        root = torch.where(free[root], root, 0)
+        for box in boxes.values():
+            (narrow,) = narrow_constant(box.labels)
+            labels = squash(root[narrow])
+            vary = varying_dims(labels)
+            if not vary:
+                continue
+            rows = [along(labels, d) for d in vary]
+            pure = [bool((r == r[:, :1]).all()) for r in rows]
+            if any(pure):
+                d = pure.index(True)
+                if box.name:
+                    before = seen.axes.get((box.name, box.dims[vary[d]]))
+                    if before is None or not torch.equal(root[before], rows[d][:, 0]):
+                        seen.attach(box.name, box.dims[vary[d]], rows[d][:, 0])
+                        settled = False
+                continue
+            settled = False
+            best = max(rows, key=lambda r: int((r != 0).all(1).sum()))
+            whole = (best != 0).all(1)
+            seen.labels.unite(best[whole], best[whole][:, :1])
+            seen.labels.freeze(best[~whole], box.reason)
+    seen.settled_at = seen.labels.changes
 
 
 def _freeze_inputs(
     seen: Observations, root: Tensor, axes: dict[Axis, Tensor], produced: set[Axis], reasons: dict[int, str]
 ) -> None:
     """Network inputs can be selected only in front of a layer that is called as a module and tied to nothing else."""
+    if not len(seen.inputs):
+        return
     consumed = {c.consumes for c in seen.calls}
     made = {label for axis in produced for label in axes[axis].tolist()}
     attached = {label for axis, vector in axes.items() if axis not in consumed for label in vector.tolist()}

@@ -7,23 +7,23 @@ pieces, and whatever the run leaves behind is left in the copy.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from zerogate.attention import Attention, refusal, unnest
 from zerogate.errors import WatchError, first_line
-from zerogate.groups.labels import labels_in, squash
-from zerogate.groups.rules import RULES, Freeze, Op, pointwise
-from zerogate.groups.structure import Axis, Call, Observations
+from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
+from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair, Step
+from zerogate.groups.rules import LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
+from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, replaced, tensors_among
 from zerogate.tensors import named_tensors, owner_of
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -36,10 +36,39 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in nested containers and dataclasses, in order; caches and other objects are left alone."""
+    found = []
+    for x in tree_leaves(value):
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, Mapping):
+            found += tensors_of(list(x.values()))
+        elif dataclasses.is_dataclass(x) and not isinstance(x, type):
+            found += tensors_of([getattr(x, f.name) for f in dataclasses.fields(x)])
+    return found
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """A deep copy; raises `WatchError` where the model cannot be copied."""
+    return _copied(model, copy.deepcopy)
+
+
+def twin_of(model: nn.Module, meta: bool) -> nn.Module:
+    """A copy to watch, in evaluation mode: on the meta device or with data; attention that follows its weights' sizes."""
+    twin = _copied(model, meta_copy if meta else copy.deepcopy).eval()
+    for name, module in [*twin.named_modules()]:
+        if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
+            if not name:
+                return Attention.stand_in(module).eval()
+            twin.set_submodule(name, Attention.stand_in(module).eval())
+    unnest(twin)
+    return twin
+
+
+def _copied(model: nn.Module, function: Any) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return function(model)
     except Exception as error:
         raise WatchError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); "
@@ -58,36 +87,67 @@ def kept_rng(model: nn.Module) -> Iterator[None]:
 def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Observations:
     """Runs a copy of the model in evaluation mode on example inputs and returns what was seen.
 
-    Raises `WatchError` when the model cannot be copied or rejects the inputs.
+    Raises `WatchError` when the model cannot be copied, rejects the inputs, or returns no tensor.
     """
+    _check_inputs(model, inputs)
+    inputs = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
     with kept_rng(model):
-        twin = plain_copy(model).eval()
-        inputs = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
-        watcher = _Watcher(twin, inputs, label_inputs)
         try:
-            with torch.inference_mode(), watcher:
-                outputs = call(twin, inputs)
-        except Exception as error:
-            raise WatchError(
-                f"{type(model).__name__} does not run on the example inputs ({_describe(inputs)}): "
-                f"{type(error).__name__}: {first_line(error)}; pass inputs as the model's forward takes them "
-                "(a tensor, a tuple of positional or a dict of keyword arguments)"
-            ) from error
-        watcher.finish(outputs)
+            return _watch(model, inputs, label_inputs, meta=True)
+        except Exception:  # it asked for data, or uses an op that has no shape-only version
+            try:
+                return _watch(model, inputs, label_inputs, meta=False)
+            except WatchError:
+                raise
+            except Exception as error:
+                raise WatchError(
+                    f"{type(model).__name__} does not run on the example inputs ({_describe(inputs)}): "
+                    f"{type(error).__name__}: {first_line(error)}; pass inputs as the model's forward takes them "
+                    "(a tensor, a tuple of positional or a dict of keyword arguments)"
+                ) from error
+
+
+def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Observations:
+    twin = twin_of(model, meta)
+    watcher = Watcher(twin, inputs, label_inputs, meta)
+    with torch.inference_mode(), watcher:
+        outputs = tensors_of(call(twin, watcher.inputs))
+    if not outputs:
+        raise WatchError(
+            f"{type(model).__name__} returns no tensor (also not in a tuple, list, dict or dataclass); "
+            "give zerogate the module whose outputs matter"
+        )
+    for x in outputs:
+        watcher.used(x)
+        if (labels := watcher.labels_of(x)) is not None:
+            watcher.seen.labels.freeze(squash(labels), "an output of the network")
+    watcher.finish()
+    for name, module in twin.named_modules():
+        if isinstance(module, Attention) and module.called:
+            watcher.seen.attention[name] = dict(module.called)
+            if (reason := refusal(module.called)) is not None:
+                for tensor, _ in module.named_parameters():
+                    watcher.seen.read_otherwise[f"{name}.{tensor}"] = f"{reason} in {name}"
     return watcher.seen
 
 
-class _Watcher(TorchDispatchMode):
-    def __init__(self, model: nn.Module, inputs: Inputs, label_inputs: bool) -> None:
-        super().__init__()
-        self.seen = Observations()
+class Watcher(Tracer):
+    """What rules see of the run."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> None:
+        super().__init__(model, meta)
+        self.seen = Observations(meta=meta)
+        self.inputs = self.seen.prepared(inputs, self)
         self._labels = WeakTensorKeyDictionary()
-        self._stack: list[str] = []
+        self._views = WeakTensorKeyDictionary()
         self._names = {id(tensor): name for name, tensor in named_tensors(model)}
-        for prefix, module in model.named_modules():
-            module.register_forward_pre_hook(_Enter(self._stack, prefix), prepend=True)
-            module.register_forward_hook(_Leave(self._stack), always_call=True)
-        tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+        self._shapes_of = {name: tensor.shape for name, tensor in named_tensors(model)}
+        self._raw: dict[str, View] = {}
+        self._parameters = {name for name, _ in model.named_parameters()}
+        self._modules = dict(model.named_modules())
+        self._arguments: dict[str, tuple[Any, ...]] = {}
+        self._mixed = WeakTensorKeyDictionary()
+        tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
         self._batch = first.shape[0] if first is not None and first.shape[0] else 1
         if label_inputs:
@@ -102,181 +162,366 @@ class _Watcher(TorchDispatchMode):
     def labels_of(self, x: Tensor) -> Tensor | None:
         return self._labels.get(x)
 
-    def tensor_name(self, x: Tensor) -> str | None:
-        return self._names.get(id(x))
+    def views_of(self, x: Tensor) -> list[View]:
+        name = self._names.get(id(x))
+        if name is None:
+            return self._views.get(x, [])
+        if not x.is_floating_point():
+            return []
+        if name not in self._raw:
+            shape = x.shape
+            steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
+            self._raw[name] = View(name, tuple(i.expand(shape) for i in steps))
+        return [self._raw[name]]
 
-    def attach(self, name: str, dim: int, vector: Tensor) -> None:
-        """Says that slices of a tensor belong to these labels; twice with different labels ties them."""
-        axis: Axis = (name, dim)
-        known = self.seen.axes.setdefault(axis, vector)
-        self.seen.labels.unite(known, vector)
-        lopsided = (known == 0) != (vector == 0)
-        if lopsided.any():
-            reason = f"{name} is used with and without removable channels"
-            self.seen.labels.freeze(torch.where(lopsided, torch.maximum(known, vector), 0), reason)
+    def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
+        return self.seen.labels.tie_rows(rows, self.where(reason))
 
     def attach_or_freeze(self, tensor: Tensor, dim: int, vector: Tensor) -> None:
-        name = self.tensor_name(tensor)
-        if name is None:
+        """`attach` for a parameter, also one that was moved before; others are constants of fixed size."""
+        if not vector.any():
+            return
+        name = self._names.get(id(tensor))
+        if name is not None:
+            self.seen.attach(name, dim, vector)
+            return
+        views = self.views_of(tensor)
+        if not views:
             raise Freeze("an operand that is computed, not a parameter or buffer")
-        self.attach(name, dim, vector)
+        for view in views:
+            shape = [1] * tensor.ndim
+            shape[dim] = -1
+            self.attach_view(view, vector.view(shape).expand(tensor.shape))
 
-    def cut(self, rows: Tensor, reason: str, by_row: bool) -> None:
-        """Says that channels are counted off in rows of fixed length; see `Observations.cuts`."""
-        self.seen.cuts.append((rows, self._where(reason), by_row))
+    def attach_view(self, view: View, labels: Tensor) -> None:
+        """Says that a parameter, moved as the view says and broadcast to the labels' shape, is sliced with them."""
+        vary = set(varying_dims(labels))
+        index = {d: i.expand(labels.shape) for d, i in enumerate(view.index)}
+        touching = [d for d, i in index.items() if vary & set(varying_dims(i))]
+        if not touching:
+            return
+        sizes = [self._shapes_of[view.name][d] for d in touching]
+        place = index[touching[0]]
+        for d, n in zip(touching[1:], sizes[1:], strict=True):
+            here = index[d]
+            place = torch.where((place < 0) | (here < 0), -1, place * n + here)
+        place, labels = narrow_constant(place, labels)
+        inside = place >= 0
+        place, labels = place[inside], labels[inside]
+        held = torch.zeros(math.prod(sizes), dtype=torch.int64)
+        held.scatter_reduce_(0, place, labels, "amax")
+        self.seen.labels.unite(labels, held[place])
+        if ((labels == 0) & (held[place] != 0)).any():
+            half = torch.where(labels == 0, held[place], 0)
+            self.seen.labels.freeze(half, f"{view.name} is used with and without removable channels")
+        if len(touching) > 1:
+            self.seen.boxes.append(
+                Box(
+                    squash(held.view(sizes)),
+                    self.where("a parameter over several dimensions of channels"),
+                    view.name,
+                    tuple(touching),
+                )
+            )
+            return
+        met = torch.zeros(len(held), dtype=torch.bool).index_fill_(0, place, True)
+        if met.all():
+            self.seen.attach(view.name, touching[0], held)
+        else:
+            own = self.axis(view.name, touching[0])
+            self.seen.labels.unite(own[met], held[met])
+            self.seen.labels.freeze(
+                own[met][held[met] == 0], f"{view.name} is used with and without removable channels"
+            )
+
+    def axis(self, name: str, dim: int) -> Tensor:
+        """The labels of an axis, new ones where there are none yet."""
+        if (name, dim) not in self.seen.axes:
+            self.seen.axes[name, dim] = self.seen.labels.new(self._shapes_of[name][dim])
+        return self.seen.axes[name, dim]
+
+    def promote(self, x: Tensor, dims: set[int]) -> Tensor:
+        """Labels of a tensor made of parameters alone, varying along ``dims``: a parameter can make channels, too."""
+        labels = constant(x.shape)
+        for view in self.views_of(x):
+            for d, index in enumerate(view.index):
+                if dims & set(varying_dims(index)):
+                    own = self.axis(view.name, d)
+                    self.seen.sources.add((view.name, d))
+                    (narrow,) = narrow_constant(index)
+                    made = torch.where(narrow < 0, 0, own[narrow.clamp(min=0)]).expand(x.shape)
+                    self.seen.labels.unite(labels, made)
+                    labels = torch.where(labels != 0, labels, made) if labels.any() else made
+        labels = squash(labels)
+        if labels.any():
+            self._labels[x] = labels
+        return labels
 
     def layer(
         self,
         weight: Tensor,
         bias: Tensor | None,
         *,
-        consumes: tuple[int, Tensor | None] | None,
-        produces: int | None,
+        entering: Tensor | None,
+        dims: tuple[int | None, int | None],
         macs: float,
-        channel_dim: int,
+        channel_dim: int = 0,
+        repeats: int = 1,
     ) -> Tensor | None:
-        """Records a layer that contracts its input channels and makes new ones; returns the new labels."""
-        name = self.tensor_name(weight)
-        sizes = [weight.shape[d] for d in (consumes[0] if consumes else None, produces) if d is not None]
-        if name is None:
+        """Records a layer that contracts its input channels and makes new ones; returns the new labels.
+
+        Args:
+            weight: the parameter, or a view of it.
+            entering: labels of the input channels; None where none of them could be removed.
+            dims: dimensions of ``weight`` along which it consumes and produces.
+            macs: per consumed and produced channel, for the whole batch.
+            channel_dim: where the input has its channels, counted from the end.
+            repeats: the layer has as many groups of channels, and those at one place of all groups are tied.
+        """
+        views = self.views_of(weight)
+        sizes = [weight.shape[d] for d in dims if d is not None]
+        whole = views[0] if len(views) == 1 and not views[0].changed and views[0].name in self._parameters else None
+        own = [None if whole is None or d is None else self._own_dim(whole, weight, d) for d in dims]
+        if whole is None or any(o is None and d is not None for o, d in zip(own, dims, strict=True)):
             self._record("", "", None, None, macs * math.prod(sizes), channel_dim)
-            if consumes and consumes[1] is not None and labels_in(consumes[1]).numel():
+            if entering is not None and entering.any():
                 raise Freeze("a layer whose weight is computed, not a parameter")
             return None
-        axis_in = axis_out = made = None
-        if consumes is not None:
-            dim, vector = consumes
-            axis_in = (name, dim)
-            self.attach(name, dim, vector if vector is not None else torch.zeros(weight.shape[dim], dtype=torch.int64))
-        if produces is not None:
-            axis_out = (name, produces)
-            if axis_out not in self.seen.axes:
-                self.seen.axes[axis_out] = self.seen.labels.new(weight.shape[produces])
-            made = self.seen.axes[axis_out]
+        name, made = whole.name, None
+        axis_in = None if own[0] is None else (name, own[0])
+        axis_out = None if own[1] is None else (name, own[1])
+        if axis_in is not None:
+            assert dims[0] is not None
+            vector = torch.zeros(weight.shape[dims[0]], dtype=torch.int64) if entering is None else entering
+            shape = [1] * weight.ndim
+            shape[dims[0]] = -1
+            if self._names.get(id(weight)) == name:
+                self.seen.attach(name, axis_in[1], vector)
+            elif vector.any():
+                self.attach_view(whole, vector.view(shape).expand(weight.shape))
+        if axis_out is not None:
+            assert dims[1] is not None
+            total = self._shapes_of[name][axis_out[1]]
+            if axis_out not in self.seen.axes and repeats > 1:
+                self.seen.axes[axis_out] = self.seen.labels.new(total // repeats).repeat(repeats)
+            labels = self.axis(*axis_out)
+            if repeats > 1:
+                self.seen.labels.unite(labels.view(repeats, -1), labels.view(repeats, -1)[:1])
+            made = labels if weight.shape[dims[1]] == total else labels[whole.indices(axis_out[1], dims[1])]
+            macs *= weight.shape[dims[1]] / total
             if bias is not None:
-                self.attach_or_freeze(bias, 0, made)
+                self._add_bias(bias, made)
         self._record(owner_of(name), name, axis_in, axis_out, macs, channel_dim)
         return made
 
-    def depthwise(
+    def _own_dim(self, view: View, weight: Tensor, dim: int) -> int | None:
+        if self._names.get(id(weight)) == view.name:
+            return dim
+        return view.dim_along(dim)
+
+    def _add_bias(self, bias: Tensor, made: Tensor) -> None:
+        labels = self.labels_of(bias)
+        if labels is not None:
+            self.seen.labels.unite(labels, made.expand(labels.shape))
+        for view in self.views_of(bias):
+            self.attach_view(view, made.expand(bias.shape))
+
+    def blocks(
         self, weight: Tensor, bias: Tensor | None, vector: Tensor | None, macs: float, channel_dim: int
     ) -> Tensor | None:
-        """Records a layer that filters each channel on its own: labels pass through it."""
-        name = self.tensor_name(weight)
-        if name is None or vector is None:
-            return self.layer(
-                weight, bias, consumes=None, produces=None, macs=macs * weight.shape[0], channel_dim=channel_dim
+        """Records a convolution in groups each of which is one unit: labels [outputs] pass through it."""
+        name = self._names.get(id(weight))
+        if name is None or vector is None or not vector.any():
+            self.layer(
+                weight, None, entering=None, dims=(None, None), macs=macs * weight.shape[0], channel_dim=channel_dim
             )
-        self.attach(name, 0, vector)
+            return None
+        self.seen.attach(name, 0, vector)
         if bias is not None:
             self.attach_or_freeze(bias, 0, vector)
         self._record(owner_of(name), name, None, (name, 0), macs, channel_dim)
         return vector
 
+    def norm(self, labels: Tensor, kind: str) -> bool:
+        """Notes that the running module normalises over all its channels; False where it cannot be asked to normalise
+        over the kept ones only."""
+        path = self.stack[-1] if self.stack else ""
+        args = self._arguments.get(path, ())
+        if not path or len(args) != 1 or not isinstance(args[0], Tensor):
+            return False
+        entering = self.labels_of(args[0])
+        if entering is None or len(varying_dims(entering)) != 1:
+            return False
+        (dim,) = varying_dims(entering)
+        vary = varying_dims(labels)
+        if len(vary) != 1 or not torch.equal(along(entering, dim)[:, 0], along(labels, vary[0])[:, 0]):
+            return False
+        site = Norm(
+            path,
+            dim - entering.ndim,
+            tuple(args[0].shape),
+            along(entering, dim)[:, 0],
+            self.where("a norm over channels"),
+        )
+        if not any(n.module == path and torch.equal(n.labels, site.labels) for n in self.seen.norms):
+            self.seen.norms.append(site)
+        return True
+
+    def follow(self, attribute: str, value: int, rows: Tensor) -> None:
+        """Says that an attribute of the running module, if it is this one's, counts the rows of labels that are kept."""
+        path = self.stack[-1] if self.stack else ""
+        if vars(self._modules[path]).get(attribute) == value:
+            self.seen.repairs[path, attribute, None] = Repair(path, attribute, None, rows)
+
+    def mixes(self, result: Tensor, labels: Tensor, reason: str) -> None:
+        """Says that a result is made of all of these channels; they stay if anything uses it."""
+        self._mixed[result] = labels, self.where(reason)
+
+    def used(self, x: Tensor) -> None:
+        if (mixed := self._mixed.pop(x, None)) is not None:
+            self.seen.labels.freeze(*mixed)
+
     # the run
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        op = Op(self, func, args, kwargs, out)
+    def entered(self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._arguments[module] = args if not kwargs else ()
+
+    def visit(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        op = Op(self, func, args, kwargs, out, tensors_among((args, kwargs)))
+        entering = [(x, found) for x in op.tensors if (found := self._labels.get(x)) is not None]
+        outputs = tensors_among(out)
+        for x in op.tensors:
+            self.used(x)
         try:
-            labels = self._apply(op)
+            labels = self._apply(op, bool(entering))
         except Freeze as reason:
             self._freeze_all(op, str(reason))
-            return out
-        outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+            labels = None
         found = labels if isinstance(labels, list) else [labels] * len(outputs)
         for tensor, label in zip(outputs, found, strict=True):
             self._set(op, tensor, label)
-        return out
+        if op.name in LAYOUT:
+            return
+        self.seen.steps.append(
+            Step(
+                op.name,
+                self.stack[-1] if self.stack else "",
+                self.place(),
+                func,
+                _plain(args),
+                kwargs and {k: _plain(v) for k, v in kwargs.items()},
+                [found for _, found in entering],
+                [(tuple(x.shape), self._labels.get(x, self._views.get(x))) for x in outputs],
+            )
+        )
 
-    def _apply(self, op: Op) -> Any:
+    def _apply(self, op: Op, labelled: bool) -> Any:
         known = RULES.get(op.name)
         if known is None and torch.Tag.pointwise in op.func.tags:
             known = pointwise
-        if known is None:
-            if any(self.labels_of(x) is not None or self.tensor_name(x) for x in op.tensors()):
-                raise Freeze(f"{op.name} has no rule")
+        if known is not None and (labelled or op.name in LAYERS):
+            return known(op)
+        viewed = any(self.views_of(x) for x in op.tensors)
+        if labelled:
+            raise Freeze(f"{op.name} has no rule")
+        if not viewed:
             return None
-        labelled = any(self.labels_of(x) is not None for x in op.tensors())
-        if known is not pointwise and not labelled and op.name not in _LAYERS:
-            for x in op.tensors():  # e.g. a parameter that is reshaped before use: its slices are lost sight of
-                name = self.tensor_name(x)
-                if name:
-                    self.seen.read_otherwise.setdefault(name, self._where(f"{op.name} of a parameter"))
-            return None
-        return known(op)
+        views = follow_views(op)
+        if views is None:
+            self._read_otherwise(op, self.where(f"{op.name} of a parameter"))
+        else:
+            for x, found in zip(tensors_among(op.out), views, strict=True):
+                if found:
+                    self._views[x] = found
+        return None
+
+    def _read_otherwise(self, op: Op, reason: str) -> None:
+        for x in op.tensors:
+            for view in self.views_of(x):
+                self.seen.read_otherwise.setdefault(view.name, reason)
 
     def _set(self, op: Op, tensor: Tensor, label: Tensor | None) -> None:
         before = self._labels.get(tensor)
-        in_place = any(tensor is x for x in op.tensors())
-        if in_place and label is not None:
-            held = before if before is not None else torch.zeros((), dtype=torch.int64).expand(tensor.shape)
-            gained = torch.where(held == 0, label, 0)  # a view of it elsewhere would not know
-            self.seen.labels.freeze(gained, self._where(f"{op.name} writes into a tensor that held no channels"))
+        in_place = any(tensor is x for x in op.tensors)
+        if in_place and label is not None and label is not before:
+            held, now = narrow_constant(before if before is not None else constant(tensor.shape), label)
+            if ((held == 0) & (now != 0)).any():  # a view of it elsewhere would not know
+                reason = f"{op.name} writes into a tensor that held no channels"
+                self.seen.labels.freeze(torch.where(held == 0, now, 0), self.where(reason))
         if label is None:
             if not in_place:
                 self._labels.pop(tensor, None)
-        elif label.shape != tensor.shape:
+            return
+        if label.shape != tensor.shape:
             raise AssertionError(f"{op.name}: labels {tuple(label.shape)} for output {tuple(tensor.shape)}")
-        else:
-            self._labels[tensor] = label
+        self._labels[tensor] = label
+        if len(varying_dims(label)) > 1 and all(
+            label is not self._labels.get(x) for x in op.tensors if x is not tensor
+        ):
+            reason = self.where(f"{op.name} folds channels into {tuple(label.shape)}")
+            self.seen.boxes.append(Box(label, reason))
+
+    def finish(self) -> None:
+        """Labels of results that hold parameters alone, once it is known which of these are sliced."""
+        for step in self.seen.steps:
+            for i, (shape, found) in enumerate(step.outs):
+                if isinstance(found, list):
+                    step.outs[i] = shape, self._labels_in_views(shape, found)
+
+    def _labels_in_views(self, shape: tuple[int, ...], views: list[View]) -> list[Tensor] | None:
+        found = []
+        for view in views:
+            for d, index in enumerate(view.index):
+                axis = self.seen.axes.get((view.name, d))
+                if axis is not None and axis.any():
+                    (narrow,) = narrow_constant(index)
+                    found.append(torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape))
+        return found or None
 
     def _freeze_all(self, op: Op, reason: str) -> None:
-        where = self._where(reason)
-        for x in op.tensors():
+        where = self.where(reason)
+        for x in op.tensors:
             labels = self.labels_of(x)
             if labels is not None:
                 self.seen.labels.freeze(labels, where)
-            name = self.tensor_name(x)
-            if name is not None and op.name not in _LAYERS:
-                self.seen.read_otherwise.setdefault(name, where)
-
-    def finish(self, outputs: Any) -> None:
-        for x in tree_leaves(outputs):
-            if isinstance(x, Tensor) and (labels := self.labels_of(x)) is not None:
-                self.seen.labels.freeze(squash(labels), "an output of the network")
+        if op.name not in LAYERS:
+            self._read_otherwise(op, where)
 
     def _record(
         self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int
     ) -> None:
-        host = self._stack[-1] if self._stack else ""
+        host = self.stack[-1] if self.stack else ""
         self.seen.calls.append(Call(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim))
 
-    def _where(self, reason: str) -> str:
-        """The reason, with the module and the line of the user's code that was running."""
-        frame = sys._getframe(1)
-        while frame is not None and _internal(frame.f_code.co_filename):
-            frame = frame.f_back  # type: ignore[assignment]
-        place = f" ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})" if frame is not None else ""
-        module = f" in {self._stack[-1]}" if self._stack and self._stack[-1] else ""
-        return f"{reason}{module}{place}"
+    def where(self, reason: str) -> str:
+        """The reason, with the module and the line of the user's code that is running."""
+        return located(reason, self.stack[-1] if self.stack else "", self.place())
 
 
-_LAYERS = {name for name, function in RULES.items() if function.__name__ in ("_linear", "_convolution")}
-_INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+def located(reason: str, module: str, place: tuple[str, int]) -> str:
+    line = f" ({place[0].replace(chr(92), '/').rpartition('/')[2]}:{place[1]})" if place[0] else ""
+    return f"{reason}{f' in {module}' if module else ''}{line}"
 
 
-def _internal(filename: str) -> bool:
-    return filename.startswith(_INTERNAL)
+def _plain(x: Any) -> Any:
+    """Arguments without their tensors."""
+    return replaced(x, lambda leaf: None if isinstance(leaf, Tensor) else leaf)
 
 
-class _Enter:
-    def __init__(self, stack: list[str], name: str) -> None:
-        self.stack, self.name = stack, name
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        self.stack.append(self.name)
-
-
-class _Leave:
-    def __init__(self, stack: list[str]) -> None:
-        self.stack = stack
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.stack.pop()
+def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
+    devices = {p.device for p in model.parameters()}
+    for x in tree_leaves(inputs):
+        if isinstance(x, Tensor) and devices and x.device not in devices:
+            there = ", ".join(sorted(map(str, devices)))
+            raise WatchError(
+                f"the example inputs are on {x.device} and the {type(model).__name__} on {there}; "
+                f"move them: inputs.to({there.split(', ')[0]!r})"
+            )
 
 
 def _describe(inputs: Any) -> str:
     shown = [f"{tuple(x.shape)} {x.dtype} {x.device}" for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     return ", ".join(shown) or f"a {type(inputs).__name__} without tensors"
+
+
+__all__ = ["Inputs", "UnknownValue", "call", "kept_rng", "plain_copy", "tensors_of", "twin_of", "watch"]

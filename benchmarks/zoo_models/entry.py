@@ -1,0 +1,83 @@
+"""What an entry of the zoo is, and how the three libraries are imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An architecture and what it takes.
+
+    ``inputs(batch, variant)`` is a tensor, a tuple of positional or a dict of keyword arguments. Variant 1 has one
+    example more than variant 0, and another length or image size where the model takes any.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int, int], Any]
+
+    @property
+    def source(self) -> str:
+        return self.name.partition("/")[0]
+
+
+def library(name: str) -> ModuleType:
+    """Imports torchvision, timm or transformers, without their warnings about things that are none of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _import_torchvision()
+        module = importlib.import_module(name)
+        if name == "transformers":
+            module.logging.set_verbosity_error()  # token ids beyond a small vocabulary, kernels that are not installed
+        return module
+
+
+def _import_torchvision() -> None:
+    """Imports torchvision also where its compiled operators do not fit the installed torch.
+
+    It registers Python kernels for two operators of its compiled part, and fails if nothing has declared them.
+    """
+    if "torchvision" in sys.modules:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for partial in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
+            del sys.modules[partial]
+        declared = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _DECLARED.append(declared)
+        importlib.import_module("torchvision")
+
+
+_DECLARED: list[torch.library.Library] = []  # declarations last as long as the object that made them
+
+
+def generator(variant: int) -> torch.Generator:
+    """The same inputs on every call."""
+    return torch.Generator().manual_seed(100 + variant)
+
+
+def images(batch: int, variant: int, *sizes: int, channels: int = 3) -> Tensor:
+    """[batch, channels, size, size], of the variant's size."""
+    size = sizes[min(variant, len(sizes) - 1)]
+    return torch.randn(batch + variant, channels, size, size, generator=generator(variant))
+
+
+def tokens(batch: int, variant: int, *lengths: int, vocabulary: int) -> Tensor:
+    """[batch, length] of ids without the first ten, which mean padding and the like."""
+    length = lengths[min(variant, len(lengths) - 1)]
+    return torch.randint(10, vocabulary, (batch + variant, length), generator=generator(variant))

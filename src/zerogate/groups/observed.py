@@ -1,0 +1,151 @@
+"""The raw record of one watched run, in labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from zerogate.groups.labels import Labels
+
+Axis = tuple[str, int]
+"""A dimension of a parameter or buffer: (its name in the model, dim)."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a layer, and how its multiply-accumulates follow from the channels that are left.
+
+    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``), each factor where it is not None.
+    """
+
+    layer: str
+    """Module that owns the weight."""
+    host: str
+    """Innermost module whose forward was running: the layer itself, unless its weight is read from outside."""
+    weight: str
+    consumes: Axis | None
+    produces: Axis | None
+    macs: float
+    channel_dim: int
+    """Where the layer's input has its channels, counted from the end."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Labels of something that must stay a box: what is removed of it must be whole slices along one dimension."""
+
+    labels: Tensor
+    reason: str
+    name: str = ""
+    """The parameter that has this shape, if it is one, over the dimensions ``dims``."""
+    dims: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A module that normalises its input over all channels, and is to do so over the kept ones only.
+
+    Attributes:
+        module: its name.
+        dim: where its input has the channels, counted from the end.
+        shape: of its input in the example.
+        labels: of its channels, [size]; in a `Structure` their units, −1 for those that stay.
+        reason: given where it cannot be done.
+        centred: whether it subtracts the mean (LayerNorm) or not (RMSNorm).
+        over: dimensions it normalises over, counted from the end.
+    """
+
+    module: str
+    dim: int
+    shape: tuple[int, ...]
+    labels: Tensor
+    reason: str
+    centred: bool = False
+    over: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An attribute whose value follows from what is kept: as many as there are rows with a kept label.
+
+    Attributes:
+        module, attribute: where it is; ``entry`` is its place if it is a tuple or list.
+        rows: labels [n, m]; in a `Structure` their units.
+    """
+
+    module: str
+    attribute: str
+    entry: int | None
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One ATen call: what it was given, but for the tensors, and the labels that entered and left."""
+
+    name: str
+    module: str
+    place: tuple[str, int]
+    func: Any
+    args: Any
+    kwargs: Any
+    entering: list[Tensor]
+    outs: list[tuple[tuple[int, ...], Any]]
+    """Shape and labels of each result: one tensor, None where nothing of it can be removed, or for a parameter that was
+    moved a list with the labels along each of its dimensions."""
+
+    def bound(self) -> dict[str, Any]:
+        arguments = self.func._schema.arguments
+        bound = {a.name: a.default_value for a in arguments if a.has_default_value()}
+        return bound | dict(zip((a.name for a in arguments), self.args, strict=False)) | self.kwargs
+
+
+@dataclass
+class Observations:
+    meta: bool = True
+    """Whether the model runs on the meta device."""
+    labels: Labels = field(default_factory=Labels)
+    axes: dict[Axis, Tensor] = field(default_factory=dict)
+    sources: set[Axis] = field(default_factory=set)
+    """Axes of parameters that are themselves activations (class tokens, queries)."""
+    calls: list[Call] = field(default_factory=list)
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    read_otherwise: dict[str, str] = field(default_factory=dict)
+    """Tensors that some op without a rule has read, with the reason to give."""
+    boxes: list[Box] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
+    """Labels that a product of two activations sums together."""
+    norms: list[Norm] = field(default_factory=list)
+    repairs: dict[tuple[str, str, int | None], Repair] = field(default_factory=dict)
+    attention: dict[str, dict[str, bool]] = field(default_factory=dict)
+    """`nn.MultiheadAttention` modules and how they are called."""
+    steps: list[Step] = field(default_factory=list)
+    settled_at: int = -1
+    """The state of the labels in which all boxes were found whole."""
+
+    def attach(self, name: str, dim: int, vector: Tensor) -> None:
+        """Says that slices of a tensor belong to these labels; twice with different labels ties them."""
+        known = self.axes.setdefault((name, dim), vector)
+        if known is vector:
+            return
+        self.labels.unite(known, vector)
+        lopsided = (known == 0) != (vector == 0)
+        if lopsided.any():
+            reason = f"{name} is used with and without removable channels"
+            self.labels.freeze(torch.where(lopsided, torch.maximum(known, vector), 0), reason)
+
+    def prepared(self, inputs: Any, tracer: Any) -> Any:
+        """Example inputs as a run takes them: on the meta device, but for what holds integers."""
+
+        def prepare(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            if not self.meta:
+                return x.detach().clone()
+            return torch.empty_like(x, device="meta") if x.is_floating_point() else tracer.known(x)
+
+        return tree_map(prepare, inputs)

@@ -1,0 +1,384 @@
+"""Runs a copy with units removed beside the record of the whole one.
+
+If every op of the smaller run is the recorded one, with the recorded scalars and the sizes that its labels promise, then
+every result is the matching part of the recorded result. The first op that is not shows what the forward takes from a
+written size: an attribute of a module, which is found and follows from then on, or something else, and then the channels
+of that op stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zerogate.errors import first_line
+from zerogate.groups.labels import labels_in, narrow_constant
+from zerogate.groups.observed import Observations, Repair, Step
+from zerogate.groups.rules import CUTS, MOVES
+from zerogate.groups.structure import Structure, repairs_of
+from zerogate.groups.trace import LAYOUT, Tracer, quick_copy, tensors_among
+from zerogate.groups.watch import Inputs, call, located
+from zerogate.tensors import named_tensors
+
+_SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_norm", "native_group_norm"}
+_SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
+"""Ops whose integers are sizes; what they mean shows in the shape of the result."""
+
+
+@dataclass
+class Stop:
+    """Where a smaller run left the recorded one: the step's number and why."""
+
+    step: int
+    why: str
+
+
+class Sizes:
+    """What is left of each label's places when some labels are removed."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self.kept = kept
+        self._shapes: dict[tuple[int, tuple[int, ...], tuple[int, ...]], tuple[int, ...] | None] = {}
+        self._alive: list[Tensor] = []
+
+    def shape(self, full: tuple[int, ...], labels: Any) -> tuple[int, ...] | None:
+        """The shape that is left; None if what is left is no box."""
+        if labels is None:
+            return full
+        if isinstance(labels, list):
+            shapes = [self.shape(full, found) for found in labels]
+            return None if None in shapes else tuple(min(sizes) for sizes in zip(*shapes, strict=True))
+        key = labels.data_ptr(), full, labels.stride()
+        if key not in self._shapes:
+            self._alive.append(labels)
+            (narrow,) = narrow_constant(labels)
+            stays = self.kept[narrow]
+            left, count = [], 1
+            for d in range(narrow.ndim):
+                n = full[d]
+                if narrow.shape[d] > 1:
+                    others = [i for i in range(narrow.ndim) if i != d and narrow.shape[i] > 1]
+                    n = int((stays.any(dim=others) if others else stays).sum())
+                    count *= n
+                left.append(n)
+            self._shapes[key] = tuple(left) if int(stays.sum()) == count else None
+        return self._shapes[key]
+
+    def count(self, rows: Tensor) -> int:
+        return int(self.kept[rows].any(1).sum()) if len(rows) else 0
+
+
+class _Replay(Tracer):
+    def __init__(self, model: nn.Module, steps: list[Step], sizes: Sizes, meta: bool) -> None:
+        super().__init__(model, meta)
+        self.steps, self.sizes, self.at, self.running = steps, sizes, 0, False
+
+    def before(self, func: Any) -> None:
+        name = func.overloadpacket.__name__
+        if name in LAYOUT:
+            return
+        if self.at == len(self.steps) or name != self.steps[self.at].name:
+            cut = (
+                self.at < len(self.steps) and self.steps[self.at].name in CUTS
+            )  # one that cuts nothing off is left out
+            raise _Left(_wrong_size(self.steps[self.at]) if cut else "the forward takes another way")
+        self.running = True
+
+    def visit(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if func.overloadpacket.__name__ in LAYOUT:
+            return
+        self.running = False
+        step = self.steps[self.at]
+        now = [tuple(x.shape) for x in tensors_among(out)]
+        for shape, (full, labels) in zip(now, step.outs, strict=True):
+            if shape != self.sizes.shape(full, labels):
+                raise _Left(_wrong_size(step))
+        if step.name not in _SIZED:
+            old, new = _scalars((step.args, step.kwargs)), _scalars((args, kwargs))
+            if old != new:
+                raise _Left(f"{step.name} with a number that depends on the size")
+        elif step.name in ("slice", "narrow", "select"):
+            bound, given = step.bound(), dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+            wanted = dict(_starts(step, bound, self.sizes))
+            for key, start in wanted.items():
+                if (given | kwargs).get(key) not in (start, None):
+                    raise _Left(_wrong_size(step))
+        self.at += 1
+
+
+class _Left(Exception):
+    pass
+
+
+def _scalars(arguments: Any) -> list[Any]:
+    if isinstance(arguments, (list, tuple)):
+        return [x for item in arguments for x in _scalars(item)]
+    if isinstance(arguments, dict):
+        return _scalars(list(arguments.values()))
+    return [arguments] if isinstance(arguments, (bool, int, float, str)) else []
+
+
+def _wrong_size(step: Step) -> str:
+    if step.name in CUTS:
+        return f"{step.name} at a fixed place among channels"
+    return f"{step.name} to a size that is written down"
+
+
+def _starts(step: Step, bound: dict[str, Any], sizes: Sizes) -> Iterable[tuple[str, int]]:
+    """Where a cut along channels must begin, and under what name it says so."""
+    key = "index" if step.name == "select" else "start"
+    dim, start = bound.get("dim", 0), bound.get(key)
+    if not start or not step.entering or bound.get("step", 1) > 1:
+        return
+    rows = _rows(step.entering[0], dim)
+    if rows is not None and start > 0:
+        yield key, sizes.count(rows[:start])
+
+
+def _rows(labels: Tensor | None, dim: int) -> Tensor | None:
+    """Labels [size of dim, everything else that varies]; None where they do not vary along it."""
+    if labels is None:
+        return None
+    dim %= labels.ndim
+    (narrow,) = narrow_constant(labels)
+    if narrow.shape[dim] == 1 and labels.shape[dim] > 1:
+        return None
+    return narrow.movedim(dim, 0).reshape(labels.shape[dim], -1)
+
+
+def _demands(step: Step) -> list[tuple[int, Tensor]]:
+    """Sizes that the op was given → the rows of labels they count."""
+    bound, found = step.bound(), list[tuple[int, Tensor]]()
+    outs = [labels if isinstance(labels, Tensor) else None for _, labels in step.outs]
+    out = outs[0] if outs else None
+
+    def ask(size: Any, labels: Tensor | None, dim: int, stop: int | None = None) -> None:
+        rows = _rows(labels, dim)
+        if rows is not None and isinstance(size, int) and size > 0:
+            found.append((size, rows[:stop]))
+
+    for key in ("size", "shape"):
+        value = bound.get(key)
+        if isinstance(value, (list, tuple)) and out is not None and step.name in MOVES:
+            for i, n in enumerate(value):
+                ask(n, out, i - len(value))
+    if step.name == "unflatten" and out is not None:
+        dim = bound["dim"] % (out.ndim - len(bound["sizes"]) + 1)
+        for i, n in enumerate(bound["sizes"]):
+            ask(n, out, dim + i)
+    if step.name in CUTS and step.entering:
+        dim = bound.get("dim", 0)
+        for key in ("split_size", "split_sizes", "length"):
+            value = bound.get(key)
+            for i, n in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+                ask(n, outs[i], dim)
+        for key in ("start", "end"):
+            ask(bound.get(key), step.entering[0], dim, bound.get(key))
+    if "normalized_shape" in bound:
+        for i, n in enumerate(bound["normalized_shape"]):
+            ask(n, out, i - len(bound["normalized_shape"]))
+    groups = bound.get("groups", bound.get("num_groups", 1))
+    if groups > 1 and step.entering:
+        rows = _rows(out if out is not None else step.entering[0], 1)
+        if rows is not None and len(rows) % groups == 0:
+            found.append((groups, rows.reshape(groups, -1)))
+    return found
+
+
+def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
+    """Runs a smaller model beside the record; where and why it leaves it, or None. ``twin`` is used up."""
+    mode = _Replay(twin, seen.steps, sizes, seen.meta)
+    inputs = seen.prepared(inputs, mode)
+    try:
+        with torch.inference_mode(), mode:
+            call(twin, inputs)
+    except _Left as left:
+        return Stop(mode.at, str(left))
+    except Exception as error:
+        if mode.running and seen.steps[mode.at].name in (*MOVES, *CUTS):
+            return Stop(mode.at, _wrong_size(seen.steps[mode.at]))
+        return Stop(mode.at, f"the forward depends on its size ({type(error).__name__}: {first_line(error)})")
+    return None if mode.at == len(seen.steps) else Stop(mode.at, "the forward takes another way")
+
+
+# --- what to do about it ----------------------------------------------------------------------------------------------
+
+
+def settle(
+    model: nn.Module,
+    inputs: Inputs,
+    seen: Observations,
+    build: Callable[[], Structure],
+    cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
+) -> Structure:
+    """The structure of what can really be removed.
+
+    Args:
+        model: a dense copy as it was watched.
+        build: makes the structure of what has been seen so far.
+        cut: removes from a copy all but the kept units, bool [units].
+    """
+    structure = build()
+    passed = 0
+    generator = torch.Generator().manual_seed(0)
+    while structure.units and passed < 2:
+        kept = _some(structure, generator)
+        stop = _try(model, inputs, seen, structure, kept, cut)
+        if stop is None:
+            passed += 1
+            continue
+        passed = 0
+        if _repair(model, inputs, seen, structure, cut, kept, stop):
+            structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
+        else:
+            _give_up(seen, structure, kept, stop)
+            structure = build()
+    return structure
+
+
+def _some(structure: Structure, generator: torch.Generator) -> Tensor:
+    """A random part of each group that can shrink, never nothing of it."""
+    kept = torch.ones(structure.units, dtype=torch.bool)
+    for group in structure.groups:
+        n = group.units
+        if n > 1 and group.slice.start not in structure.inputs:  # selecting inputs is an op more
+            closed = torch.rand(n, generator=generator) < 0.5
+            some, other = torch.randperm(n, generator=generator)[:2].tolist()
+            closed[some], closed[other] = True, False
+            kept[group.slice] = ~closed
+    return kept
+
+
+def _sizes(structure: Structure, kept: Tensor) -> Sizes:
+    return Sizes((structure.unit_of < 0) | kept[structure.unit_of])
+
+
+def _try(
+    model: nn.Module,
+    inputs: Inputs,
+    seen: Observations,
+    structure: Structure,
+    kept: Tensor,
+    cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
+) -> Stop | None:
+    shared = {id(x): x for _, x in named_tensors(model)}  # cutting puts others in their place
+    small = cut(quick_copy(model, shared), structure, kept)
+    return replay(small, inputs, seen, _sizes(structure, kept))
+
+
+def _repair(
+    model: nn.Module,
+    inputs: Inputs,
+    seen: Observations,
+    structure: Structure,
+    cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
+    kept: Tensor,
+    stop: Stop,
+) -> bool:
+    """Looks for the attribute that a step took its size from: one that lets the run go on past it."""
+    if stop.step >= len(seen.steps):
+        return False
+    step = seen.steps[stop.step]
+    inside = [s for s in seen.steps if s.module == step.module]
+    modules = dict(model.named_modules())
+    sizes = _sizes(structure, kept)
+    tried: set[tuple[str, str, int | None, int]] = set()
+    for asking in ([step], inside):
+        wanted: list[tuple[Repair, int]] = []
+        for asker in asking:
+            for size, rows in _demands(asker):
+                now = sizes.count(rows)
+                if now == size:
+                    continue
+                for path in _upwards(step.module):
+                    for attribute, entry in _holders(modules.get(path), size):
+                        key = path, attribute, entry, now
+                        if key not in tried and (path, attribute, entry) not in seen.repairs:
+                            tried.add(key)
+                            wanted.append((Repair(path, attribute, entry, rows), size))
+        singles = [[w] for w in wanted]
+        lists: dict[tuple[str, str], list[tuple[Repair, int]]] = {}
+        for w in wanted:
+            if w[0].entry is not None:
+                lists.setdefault((w[0].module, w[0].attribute), []).append(w)
+        together = [group for group in lists.values() if len(group) > 1]
+        for attempt in [*together, *singles, *([wanted] if 1 < len(wanted) <= 8 else [])]:
+            before = dict(seen.repairs)
+            for repair, _ in attempt:
+                seen.repairs.update(_everywhere(seen, modules, step, repair))
+            structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
+            next_stop = _try(model, inputs, seen, structure, kept, cut)
+            if next_stop is None or next_stop.step > stop.step:
+                return True
+            seen.repairs = before
+    return False
+
+
+def _everywhere(
+    seen: Observations, modules: dict[str, nn.Module], step: Step, repair: Repair
+) -> dict[tuple[str, str, int | None], Repair]:
+    """The same repair for all modules of that class that run the same line."""
+    found = {(repair.module, repair.attribute, repair.entry): repair}
+    below = step.module[len(repair.module) :].lstrip(".")
+    numbers = [i for i, (_, rows) in enumerate(_demands(step)) if rows is repair.rows or torch.equal(rows, repair.rows)]
+    if not numbers:
+        return found
+    for other in seen.steps:
+        if other.place != step.place or other.name != step.name:
+            continue
+        path = other.module[: len(other.module) - len(below)].rstrip(".") if below else other.module
+        holder = modules.get(path)
+        if path == repair.module or type(holder) is not type(modules[repair.module]):
+            continue
+        demands = _demands(other)
+        if numbers[0] < len(demands):
+            size, rows = demands[numbers[0]]
+            if (repair.attribute, repair.entry) in _holders(holder, size):
+                found[path, repair.attribute, repair.entry] = Repair(path, repair.attribute, repair.entry, rows)
+    return found
+
+
+def _upwards(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    return [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
+
+
+def _holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]]:
+    """Attributes of a module that hold this number, and the place in them where they are tuples or lists."""
+    found: list[tuple[str, int | None]] = []
+    for name, value in vars(module).items() if module is not None else ():
+        if type(value) is int and value == size:
+            found.append((name, None))
+        elif isinstance(value, (tuple, list)) and 0 < len(value) <= 64:
+            found += [(name, i) for i, x in enumerate(value) if type(x) is int and x == size]
+    return found
+
+
+def _give_up(seen: Observations, structure: Structure, kept: Tensor, stop: Stop) -> None:
+    """Freezes what the step works on, and the same wherever that line runs."""
+    steps = seen.steps
+    gone = ~_sizes(structure, kept).kept
+
+    def removed(step: Step) -> Tensor:
+        labels = [*step.entering, *tensors_among([found for _, found in step.outs])]
+        found = torch.cat([labels_in(x) for x in labels]) if labels else torch.empty(0, dtype=torch.int64)
+        units = structure.unit_of[found]
+        shrinking = structure.group_of_unit[units[units >= 0]].unique()
+        return found[(units >= 0)] if len(shrinking) else found[:0]
+
+    if stop.step < len(steps):
+        step = steps[stop.step]
+        alike = [s for s in steps if s.place == step.place and s.name == step.name]
+        near = [s for s in steps if s.module == step.module]
+        before = steps[max(0, stop.step - 3) : stop.step + 1]
+        for candidates in ([step], before, near):
+            if any(gone[removed(s)].any() for s in candidates):
+                for s in {id(s): s for s in [*candidates, *(alike if candidates[0] is step else ())]}.values():
+                    seen.labels.freeze(removed(s), located(stop.why, s.module, s.place))
+                return
+    everything = (structure.unit_of >= 0).nonzero().flatten()
+    seen.labels.freeze(everything, stop.why)

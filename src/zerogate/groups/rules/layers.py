@@ -1,0 +1,233 @@
+"""Contractions: layers, which consume the labels of the contracted dimension and make new ones, and products of two
+activations, which tie what they sum together."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from zerogate.groups.labels import labels_in, over, squash, varying_dims
+from zerogate.groups.rules.op import Freeze, Op, Out, View, rule
+from zerogate.groups.rules.pointwise import either, meet
+
+
+def _entering(op: Op, x: Tensor, dim: int) -> Tensor | None:
+    """Labels along the contracted dimension, [size]; None where nothing there could be removed."""
+    found = op.labels(x)
+    if found is None and op.views(x):
+        found = op.watcher.promote(x, {dim % x.ndim})
+    return None if found is None else op.channels(found, dim)
+
+
+@rule("linear")
+def _linear(op: Op) -> Out:
+    x, weight, bias = op.bound["input"], op.bound["weight"], op.bound.get("bias")
+    if weight.ndim != 2:
+        raise Freeze("linear with a weight that is not a matrix")
+    made = op.watcher.layer(
+        weight,
+        bias,
+        entering=_entering(op, x, -1),
+        dims=(1, 0),
+        macs=op.out.numel() / weight.shape[0],
+        channel_dim=-1,
+    )
+    return None if made is None else made.expand(op.out.shape)
+
+
+@rule(*(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "convolution")
+def _convolution(op: Op) -> Out:
+    x, weight, bias, groups = op.bound["input"], op.bound["weight"], op.bound.get("bias"), op.bound["groups"]
+    transposed = "transpose" in op.name or bool(op.bound.get("transposed"))
+    spatial = weight.ndim - 2
+    channel_dim = -spatial - 1
+    inputs, outputs = x.shape[channel_dim], op.out.shape[channel_dim]
+    positions = (x if transposed else op.out).numel() / (inputs if transposed else outputs)
+    macs = positions * math.prod(weight.shape[2:])
+    vector = _entering(op, x, channel_dim)
+    dims = (0, 1) if transposed else (1, 0)
+    if groups == 1:
+        made = op.watcher.layer(weight, bias, entering=vector, dims=dims, macs=macs, channel_dim=channel_dim)
+    elif transposed and not groups == inputs == outputs:
+        op.watcher.layer(weight, None, entering=None, dims=(None, None), macs=macs * inputs * outputs / groups)
+        raise Freeze(f"transposed convolution in {groups} groups")
+    elif vector is not None and vector.any() and groups * groups >= inputs:
+        # as blocks: all channels of one group of the convolution, in and out, are one
+        vector = op.watcher.tie_rows(vector.view(groups, -1), "convolution in groups over channels and constants")
+        op.watcher.follow("groups", groups, vector[:, None])
+        vector = vector.repeat_interleave(outputs // groups)
+        made = op.watcher.blocks(weight, bias, vector, macs * (inputs // groups), channel_dim)
+    else:
+        # in columns: the channels at one place of all groups are one, and stay equally many in each
+        if vector is not None:
+            columns = vector.view(groups, -1).T
+            vector = op.watcher.tie_rows(columns, "convolution in groups over channels and constants")
+        made = op.watcher.layer(
+            weight, bias, entering=vector, dims=dims, macs=macs, channel_dim=channel_dim, repeats=groups
+        )
+    if made is None:
+        return None
+    return made.view(-1, *[1] * spatial).expand(op.out.shape)
+
+
+@rule("embedding")
+def _embedding(op: Op) -> Out:
+    made = op.watcher.layer(op.bound["weight"], None, entering=None, dims=(None, 1), macs=0.0, channel_dim=-1)
+    return None if made is None else made.expand(op.out.shape)
+
+
+# --- products of two tensors ------------------------------------------------------------------------------------------
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot")
+def _matmul(op: Op) -> Out:
+    a, b = op.args[0], op.args[1]
+    return _product(op, a, b, None)
+
+
+@rule("addmm", "baddbmm", "addbmm")
+def _addmm(op: Op) -> Out:
+    if op.bound.get("beta", 1) != 1 or (op.bound.get("alpha", 1) != 1 and op.labels(op.bound["self"]) is not None):
+        raise Freeze(f"{op.name} with factors")
+    bias, a, b = op.args[:3]
+    out = _product(op, a, b, bias)
+    found = op.labels(bias)
+    if found is not None:
+        found = found.expand(op.out.shape)
+        if out is None:
+            return found
+        op.unite(out, found)
+        return squash(either(out, found))
+    return out
+
+
+def _product(op: Op, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None:
+    weight = _whole_parameter(op, b)
+    if b.ndim == 2 and weight is not None:
+        macs = op.out.numel() / b.shape[1]
+        entering = _entering(op, a, -1)
+        made = op.watcher.layer(b, bias, entering=entering, dims=(0, 1), macs=macs, channel_dim=-1)
+        return None if made is None else made.expand(op.out.shape)
+    weight = _whole_parameter(op, a)
+    if a.ndim == 2 and weight is not None:
+        macs = op.out.numel() / a.shape[0]
+        entering = _entering(op, b, -2 if b.ndim > 1 else 0)
+        made = op.watcher.layer(a, bias, entering=entering, dims=(1, 0), macs=macs, channel_dim=-2)
+        return None if made is None else (made.view(-1, 1) if b.ndim > 1 else made).expand(op.out.shape)
+    if a.ndim < 2 or b.ndim < 2:
+        raise Freeze(f"{op.name} of vectors")
+    out = contract(op, op.labels_or_zero(a), op.labels_or_zero(b))
+    return squash(out.expand(op.out.shape))
+
+
+def _whole_parameter(op: Op, x: Tensor) -> View | None:
+    if op.labels(x) is not None:
+        return None
+    views = op.views(x)
+    return views[0] if len(views) == 1 and views[0].is_whole and not views[0].changed else None
+
+
+def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:
+    """Labels of a @ b, from labels [..., n, k] and [..., k, m].
+
+    All labels that are summed together are tied, and so is what meets; a result that holds a single class of everything
+    means that nothing can be removed.
+    """
+    k = a.shape[-1]
+    both = bool(labels_in(a).numel() and labels_in(b).numel())
+    over_a, over_b = a.ndim - 1 in varying_dims(a), b.ndim - 2 in varying_dims(b)
+    rows, columns = over(a, [-1]), over(b, [-2])
+    if over_a:
+        op.unite(a, rows)
+    if over_b:
+        op.unite(b, columns)
+    rows, columns = squash(rows.squeeze(-1)), squash(columns.squeeze(-2))
+    for found, hit in ((rows, over_a), (columns, over_b)):
+        if hit and k > 1 and not varying_dims(found):
+            raise Freeze(f"{op.name} over all channels")
+    left, right = rows[..., :, None], columns[..., None, :]
+    shape = torch.broadcast_shapes(left.shape, right.shape)
+    left, right = left.expand(shape), right.expand(shape)
+    op.unite(left, right)
+    out = squash(either(squash(left), squash(right)))
+    if both or over_a or over_b:
+        op.watcher.seen.heads.append(labels_in(out))
+    return out
+
+
+@rule(
+    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"
+)
+def _attention(op: Op) -> Out:
+    q, k, v = (op.labels_or_zero(op.bound[n]) for n in ("query", "key", "value"))
+    if not any(labels_in(x).numel() for x in (q, k, v)):
+        return None
+    heads = q.shape[-3] if q.ndim > 2 else 1
+    if k.ndim > 2 and k.shape[-3] != heads:  # grouped queries
+        k, v = (x.repeat_interleave(heads // x.shape[-3], -3) for x in (k, v))
+    scores = contract(op, q, k.transpose(-1, -2))
+    mask = op.bound.get("attn_mask")
+    if mask is not None:
+        found = op.labels(mask)
+        if found is not None:
+            found = found.expand(scores.shape)
+            op.unite(found, scores)
+            scores = squash(either(scores, found))
+        else:
+            meet(op, mask, scores)
+    scores = op.mix(scores, {scores.ndim - 1})
+    out = squash(contract(op, scores, v))
+    first = op.out if isinstance(op.out, Tensor) else op.out[0]
+    labels = out.expand(first.shape)
+    return labels if isinstance(op.out, Tensor) else [labels] + [None] * (len(op.out) - 1)
+
+
+@rule("einsum")
+def _einsum(op: Op) -> Out:
+    equation, operands = op.args[0].replace(" ", ""), op.args[1]
+    if "." in equation or "->" not in equation or len(operands) != 2:
+        raise Freeze(f"einsum {equation}")
+    left, out = equation.split("->")
+    letters = left.split(",")
+    for mine, other in ((0, 1), (1, 0)):
+        if _whole_parameter(op, operands[mine]) is not None:
+            return _einsum_layer(op, operands[other], letters[other], operands[mine], letters[mine], out)
+    if any(len(set(word)) < len(word) for word in letters):
+        raise Freeze(f"einsum {equation}")
+    batch = [c for c in letters[0] if c in letters[1] and c in out]
+    summed = [c for c in letters[0] if c in letters[1] and c not in out]
+    rows = [c for c in letters[0] if c not in letters[1]]
+    columns = [c for c in letters[1] if c not in letters[0]]
+    if any(c not in out for c in rows + columns):
+        raise Freeze(f"einsum {equation}")
+    size = {c: n for word, x in zip(letters, operands, strict=True) for c, n in zip(word, x.shape, strict=True)}
+
+    def arranged(number: int, order: list[list[str]]) -> Tensor:
+        labels = op.labels_or_zero(operands[number]).permute([letters[number].index(c) for part in order for c in part])
+        return labels.reshape(*[size[c] for c in order[0]], *[math.prod(size[c] for c in p) for p in order[1:]])
+
+    a, b = arranged(0, [batch, rows, summed]), arranged(1, [batch, summed, columns])
+    result = contract(op, squash(a), squash(b))
+    result = result.reshape([size[c] for c in batch + rows + columns])
+    return squash(result.permute([(batch + rows + columns).index(c) for c in out]))
+
+
+def _einsum_layer(op: Op, x: Tensor, letters: str, weight: Tensor, own: str, out: str) -> Tensor | None:
+    summed = [c for c in own if c in letters and c not in out]
+    made = [c for c in own if c not in letters]
+    if len(own) != 2 or len(summed) != 1 or len(made) != 1 or made[0] not in out:
+        raise Freeze(f"einsum {op.args[0]} with a parameter")
+    place = out.index(made[0])
+    labels = op.watcher.layer(
+        weight,
+        None,
+        entering=_entering(op, x, letters.index(summed[0])),
+        dims=(own.index(summed[0]), own.index(made[0])),
+        macs=op.out.numel() / op.out.shape[place],
+        channel_dim=letters.index(summed[0]) - x.ndim,
+    )
+    if labels is None:
+        return None
+    return labels.view(-1, *[1] * (op.out.ndim - 1 - place)).expand(op.out.shape)

@@ -1,0 +1,62 @@
+"""Pointwise ops: channels that meet must live or die together, and a parameter that meets them is sliced with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zerogate.groups.labels import narrow_constant, squash
+from zerogate.groups.rules.op import Freeze, Op, Out, rule, words
+
+POINTWISE = words("""
+    relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ gelu gelu_ silu silu_ mish mish_
+    sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ softplus softsign
+    hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid rrelu clamp clamp_ clip clip_ where add add_ sub
+    sub_ mul mul_ div div_ true_divide rsub pow pow_ square sqrt rsqrt exp log abs neg neg_ maximum minimum lerp addcmul
+    addcdiv multiply divide subtract negative absolute copy_
+""")
+
+
+@rule(*POINTWISE)
+def pointwise(op: Op) -> Out:
+    if not isinstance(op.out, Tensor):
+        raise Freeze(f"{op.name} has several outputs")
+    shape, met = op.out.shape, None
+    for x in op.tensors:
+        found = op.labels(x)
+        if found is None:
+            continue
+        found = found if found.shape == shape else found.expand(shape)
+        if met is None:
+            met = found
+        elif met is not found:
+            op.unite(met, found)
+            met = squash(either(met, found))
+    if met is None:
+        return None
+    for x in op.tensors:
+        if op.labels(x) is None:
+            meet(op, x, met)
+    return met
+
+
+def meet(op: Op, x: Tensor, labels: Tensor) -> None:
+    """Says that the parameters in x, broadcast to these labels, are sliced with them."""
+    for view in op.views(x):
+        op.watcher.attach_view(view, labels)
+
+
+def either(a: Tensor, b: Tensor) -> Tensor:
+    """a where it is a label, else b; keeps dimensions along which neither varies expanded."""
+    shape = a.shape
+    a, b = narrow_constant(a, b)
+    return torch.where(a != 0, a, b).expand(shape)
+
+
+@rule("prelu")
+def _prelu(op: Op) -> Out:
+    found = op.labels(op.bound["self"])
+    weight = op.bound["weight"]
+    if found is not None and weight.numel() > 1:
+        op.watcher.attach_or_freeze(weight, 0, op.channels(found, 1))
+    return found

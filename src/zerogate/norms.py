@@ -1,0 +1,161 @@
+"""Norms over the channels that are kept.
+
+A norm that runs over all channels of its input would go on counting closed ones. While gates are attached, its input x is
+therefore replaced, before it runs, by one whose statistics over all N channels are those of x over the open ones: with
+weights w in [0, 1], n = Σw and c = √(N/n),
+
+    RMSNorm:   x' = c·w·x                        mean(x'²) = Σ w x² / n        for w in {0, 1}
+    LayerNorm: x' = c·(w·x + (1−w)·μ), μ = Σwx/n mean(x') = c·μ, var(x') = Σ w (x−μ)² / n
+
+and its result is divided by c again, in its weight. Compaction then only has to slice the norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zerogate.groups import Norm, Structure
+from zerogate.plans import apply_plan, make_plan
+
+
+@dataclass
+class KeepStatistics:
+    """Pre-hook and hook of a norm. ``weights()`` gives w, [channels] or [examples, channels]."""
+
+    norm: Norm
+    weights: Callable[[], Tensor]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        w = self.weights().to(x.dtype)
+        scale = (w.shape[-1] / w.sum(-1, keepdim=True).clamp(min=1e-6)).sqrt()
+        shape = [1] * x.ndim
+        shape[self.norm.dim] = w.shape[-1]
+        if w.ndim > 1:
+            shape[0] = len(w)
+        spread, factor = w.view(shape), scale.view([-1 if w.ndim > 1 and i == 0 else 1 for i in range(x.ndim)])
+        x = self._filled(x, spread, factor)
+        weight = module._parameters.get("weight")
+        if weight is not None and w.ndim == 1:
+            module.__dict__["weight"] = weight / scale
+        return (x, *args[1:])
+
+    def _filled(self, x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+        if not self.norm.centred:
+            return x * (w * scale)
+        over = self.norm.over
+        many = w.expand_as(x)
+        mean = (x * w).sum(over, keepdim=True) / many.sum(over, keepdim=True).clamp(min=1e-6)
+        return torch.lerp(mean, x, many) * scale
+
+
+@dataclass
+class RestoreScale:
+    """Hook of a norm: takes the weight back, or where there is none the scale out of the result."""
+
+    norm: Norm
+    weights: Callable[[], Tensor]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if module.__dict__.pop("weight", None) is not None:
+            return None
+        w = self.weights().to(output.dtype)
+        scale = (w.sum(-1).clamp(min=1e-6) / w.shape[-1]).sqrt()
+        bias = module._parameters.get("bias")
+        scale = scale.view([-1, *[1] * (output.ndim - 1)]) if w.ndim > 1 else scale
+        if bias is None:
+            return output * scale
+        shape = [1] * output.ndim
+        shape[self.norm.dim] = len(bias)
+        bias = bias.view(shape)
+        return (output - bias) * scale + bias
+
+
+def attach(module: nn.Module, norm: Norm, weights: Callable[[], Tensor]) -> list[Any]:
+    """Hooks a norm; ``weights`` is asked at every forward."""
+    return [
+        module.register_forward_pre_hook(KeepStatistics(norm, weights)),
+        module.register_forward_hook(RestoreScale(norm, weights)),
+    ]
+
+
+def attach_kept(model: nn.Module, structure: Structure, kept: Tensor) -> None:
+    """Hooks all norms of a plain copy for a fixed choice of units, bool [units]."""
+    for norm in structure.norms:
+        w = ((norm.labels < 0) | kept.cpu()[norm.labels]).to(next(model.parameters()).device)
+        attach(model.get_submodule(norm.module), norm, _Constant(w))
+
+
+@dataclass
+class _Constant:
+    value: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.value
+
+
+def understood(model: nn.Module, structure: Structure) -> Iterator[tuple[Norm, Norm | None]]:
+    """Every norm with the way to take it over kept channels, found by trying; None where no way is exact."""
+    known: dict[Any, Norm | None] = {}
+    for norm in structure.norms:
+        module = model.get_submodule(norm.module)
+        tensors = [(k, tuple(v.shape)) for k, v in module.state_dict().items()]
+        key = type(module), norm.dim, norm.shape, str(tensors), repr(module)
+        if key not in known:
+            known[key] = _try_ways(module, norm, structure)
+        found = known[key]
+        yield norm, None if found is None else replace(norm, centred=found.centred, over=found.over)
+
+
+def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | None:
+    shape = [min(n, 3) for n in norm.shape]
+    shape[norm.dim] = len(norm.labels)
+    rest = tuple(range(1 - len(shape), 0))
+    x = torch.rand(shape, dtype=torch.float64) + torch.linspace(-1, 1, shape[norm.dim], dtype=torch.float64).view(
+        [-1 if i == len(shape) + norm.dim else 1 for i in range(len(shape))]
+    )
+    units = torch.arange(structure.units)
+    kept = units % 3 != 1
+    w = (norm.labels < 0) | kept[norm.labels]
+    if w.all() or not w.any():
+        return None
+    dense = _double(module)
+    inside = f"{norm.module}."
+    local = Structure(
+        {(n.removeprefix(inside), d): u for (n, d), u in structure.axes.items() if n.startswith(inside)},
+        structure.groups,
+        (),
+        frozenset(),
+        {},
+        repairs=tuple(replace(r, module="") for r in structure.repairs if r.module == norm.module),
+    )
+    try:
+        small = apply_plan(copy.deepcopy(dense), make_plan(dense, local, kept))
+        chosen = w.nonzero().flatten()
+        with torch.no_grad():
+            wanted = small(x.index_select(norm.dim, chosen))
+            for centred in (True, False):
+                for over in ((norm.dim,), rest):
+                    way = replace(norm, centred=centred, over=over)
+                    twin = copy.deepcopy(dense)
+                    attach(twin, way, _Constant(w))
+                    got = twin(x).index_select(norm.dim, chosen)
+                    if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
+                        return way
+    except Exception:  # whatever the module does with an input of this size, it is not a norm that can be followed
+        return None
+    return None
+
+
+def _double(module: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(module).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for p in twin.parameters():
+        p.data = torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.5
+    return twin

@@ -1,0 +1,94 @@
+"""Tensors that modules hold without having registered them: constants, caches, lists of anchors.
+
+`state_dict` does not know them. `zerogate.save` stores them, since to make them again might give other values, and
+`zerogate.load` finds by them whether something was left on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+Path = tuple[Any, ...]
+"""A module's name, one of its attributes, and the keys, indices and attributes that lead from there to a tensor."""
+
+_OWN = frozenset(vars(nn.Module())) | {"zerogate_plan"}
+_HIDDEN = object()
+"""Stands in a path for a step that cannot be taken again: into a set, a closure, an argument bound by a partial."""
+
+
+def unregistered(model: nn.Module) -> Iterator[tuple[Path, Tensor]]:
+    """Where each of them is; one that is held in several places several times, containers once."""
+    seen = {id(module) for module in model.modules()}
+    for prefix, module in model.named_modules():
+        left: list[tuple[Path, Any]] = [
+            ((prefix, name), value) for name, value in vars(module).items() if name not in _OWN
+        ]
+        while left:
+            path, value = left.pop()
+            if isinstance(value, Tensor):
+                yield path, value
+            elif id(value) not in seen:
+                inside = [((*path, key), item) for key, item in _items(value)]
+                if inside:
+                    seen.add(id(value))
+                left.extend(inside)
+
+
+def can_be_stored(path: Path, tensor: Tensor) -> bool:
+    """Whether the path can be written as JSON, and the tensor is data in an ordinary form and no part of a graph."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_quantized
+    return plain and tensor.grad_fn is None and not tensor.is_meta and all(type(key) in (str, int) for key in path)
+
+
+def replace(model: nn.Module, path: Path, tensor: Tensor) -> None:
+    """Puts another tensor where `unregistered` has found one; it becomes a parameter, or trainable, if that was."""
+    _replaced(model.get_submodule(path[0]), path[1:], tensor)
+
+
+def _replaced(holder: Any, path: Path, tensor: Tensor) -> Any:
+    if not path:
+        if isinstance(holder, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+            return nn.Parameter(tensor, requires_grad=holder.requires_grad)
+        return tensor.requires_grad_() if holder.requires_grad and not tensor.requires_grad else tensor
+    key, rest = path[0], path[1:]
+    if isinstance(holder, tuple):
+        items = [_replaced(item, rest, tensor) if i == key else item for i, item in enumerate(holder)]
+        return type(holder)(*items) if hasattr(holder, "_fields") else type(holder)(items)
+    place = holder if isinstance(holder, (dict, list)) else vars(holder)
+    place[key] = _replaced(place[key], rest, tensor)
+    return holder
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What a container or an object holds, by key, index or attribute."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    hidden: Iterable[Any] = ()
+    if isinstance(value, (set, frozenset)):
+        hidden = value
+    elif isinstance(value, partial):
+        hidden = (value.func, value.args, value.keywords)
+    elif isinstance(value, MethodType):
+        hidden = (value.__self__,)
+    elif isinstance(value, FunctionType):
+        hidden = (value.__closure__ or (), value.__defaults__ or ())
+    elif type(value).__name__ == "cell":
+        hidden = _contents(value)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType, fx.Graph)):
+        return list(vars(value).items())
+    return [(_HIDDEN, item) for item in hidden]
+
+
+def _contents(cell: Any) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # not filled yet
+        return ()

@@ -1,0 +1,64 @@
+"""Well-known architectures of other libraries: gated, closed at random, compacted, compared; and how much is reached.
+
+The whole zoo is run by benchmarks/zoo.py; these are small members of its families.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import zoo
+from zoo_models import ZOO
+from zoo_models.entry import images
+
+MISSING = [name for name in ("torchvision", "timm", "transformers") if find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+SMALL = """
+    torchvision/shufflenet_v2_x1_0
+    timm/tinynet_e
+    timm/mobileone_s0
+    timm/convnext_atto
+    timm/efficientvit_b0
+    timm/mobilevit_xxs
+    timm/cait_xxs24_224
+    transformers/bert_classifier
+    transformers/gpt2
+    transformers/llama
+    transformers/qwen3
+    transformers/t5
+    transformers/whisper
+    transformers/clip
+    transformers/segformer
+    transformers/detr
+""".split()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_left_of_a_known_architecture_is_exact(name: str) -> None:
+    found = zoo.errors(ZOO[name])
+    assert found and max(found.values()) <= zoo.TARGET, found
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "mobilenet_v3_large", "efficientnet_b0"])
+def test_nearly_all_weights_of_a_known_network_can_be_removed(name: str) -> None:
+    model = zoo.make(ZOO[f"torchvision/{name}"])
+    sparse = zoo.sparsify(model, images(2, 0, 64))
+    assert zoo.share(model, zoo.touched(sparse))["weight_share"] >= 0.9
+
+
+def test_every_member_has_inputs_of_two_shapes() -> None:
+    for name, entry in ZOO.items():
+        first, second = (zoo.leaves(entry.inputs(2, variant)) for variant in (0, 1))
+        assert [len(x) for x in first] == [2] * len(first), name
+        assert [len(x) for x in second] == [3] * len(first), name
+
+
+def test_the_zoo_is_large() -> None:
+    assert len(ZOO) >= 85 and {entry.source for entry in ZOO.values()} == {"torchvision", "timm", "transformers"}
