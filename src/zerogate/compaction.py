@@ -18,6 +18,7 @@ from zerogate.groups import Inputs, call, kept_rng, tensors_of
 from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
+from zerogate.unregistered import replace, unregistered
 
 if TYPE_CHECKING:
     from zerogate.masking import Sparsified
@@ -69,8 +70,15 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
     """A plain copy of the gated model with the deployed mask multiplied into its weights."""
     with sparse.detached() as model:
         twin = copy.deepcopy(model)
-    if dtype is not None:
-        twin.to(dtype)
+    modes = [(module, module.training) for module in twin.modules()]
+    twin.train()  # empties what some modules keep from their last evaluation
+    for module, training in modes:
+        module.training = training
+    if dtype is torch.float64:
+        twin.double()  # not .to(): that makes complex buffers real
+        for path, tensor in [*unregistered(twin)]:
+            if tensor.is_floating_point():
+                replace(twin, path, tensor.double())
     for p in twin.parameters():
         p.grad = None
     weights = {m.weight: twin.get_parameter(m.weight) for m in sparse.masks}

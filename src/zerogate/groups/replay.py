@@ -153,13 +153,14 @@ def _rows(labels: Tensor | None, dim: int) -> Tensor | None:
 def _demands(step: Step) -> list[tuple[int, Tensor]]:
     """Sizes that the op was given → the rows of labels they count."""
     bound, found = step.bound(), list[tuple[int, Tensor]]()
-    outs = [labels if isinstance(labels, Tensor) else None for _, labels in step.outs]
+    outs = [labels for _, labels in step.outs]
     out = outs[0] if outs else None
 
-    def ask(size: Any, labels: Tensor | None, dim: int, stop: int | None = None) -> None:
-        rows = _rows(labels, dim)
-        if rows is not None and isinstance(size, int) and size > 0:
-            found.append((size, rows[:stop]))
+    def ask(size: Any, labels: Any, dim: int, stop: int | None = None) -> None:
+        for each in tensors_among(labels):
+            rows = _rows(each, dim)
+            if rows is not None and isinstance(size, int) and size > 0:
+                found.append((size, rows[:stop]))
 
     for key in ("size", "shape"):
         value = bound.get(key)
@@ -167,7 +168,7 @@ def _demands(step: Step) -> list[tuple[int, Tensor]]:
             for i, n in enumerate(value):
                 ask(n, out, i - len(value))
     if step.name == "unflatten" and out is not None:
-        dim = bound["dim"] % (out.ndim - len(bound["sizes"]) + 1)
+        dim = bound["dim"] % (len(step.outs[0][0]) - len(bound["sizes"]) + 1)
         for i, n in enumerate(bound["sizes"]):
             ask(n, out, dim + i)
     if step.name in CUTS and step.entering:
@@ -183,7 +184,7 @@ def _demands(step: Step) -> list[tuple[int, Tensor]]:
             ask(n, out, i - len(bound["normalized_shape"]))
     groups = bound.get("groups", bound.get("num_groups", 1))
     if groups > 1 and step.entering:
-        rows = _rows(out if out is not None else step.entering[0], 1)
+        rows = _rows(out if isinstance(out, Tensor) else step.entering[0], 1)
         if rows is not None and len(rows) % groups == 0:
             found.append((groups, rows.reshape(groups, -1)))
     return found
@@ -225,16 +226,14 @@ def settle(
     structure = build()
     passed = 0
     generator = torch.Generator().manual_seed(0)
-    while structure.units and passed < 2:
+    while structure.units and passed < 2:  # twice: a size that is written down may be right by chance
         kept = _some(structure, generator)
         stop = _try(model, inputs, seen, structure, kept, cut)
-        if stop is None:
-            passed += 1
-            continue
-        passed = 0
-        if _repair(model, inputs, seen, structure, cut, kept, stop):
+        passed = passed + 1 if stop is None else 0
+        while stop is not None and (further := _repair(model, inputs, seen, structure, cut, kept, stop)) is not None:
             structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
-        else:
+            stop = None if further.step > len(seen.steps) else further
+        if stop is not None:
             _give_up(seen, structure, kept, stop)
             structure = build()
     return structure
@@ -278,10 +277,11 @@ def _repair(
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
     kept: Tensor,
     stop: Stop,
-) -> bool:
-    """Looks for the attribute that a step took its size from: one that lets the run go on past it."""
+) -> Stop | None:
+    """Looks for the attribute that a step took its size from: one that lets the run go on past it. Where the run then
+    stops (past all steps, if it does not), or None where there is no such attribute."""
     if stop.step >= len(seen.steps):
-        return False
+        return None
     step = seen.steps[stop.step]
     inside = [s for s in seen.steps if s.module == step.module]
     modules = dict(model.named_modules())
@@ -294,7 +294,7 @@ def _repair(
                 now = sizes.count(rows)
                 if now == size:
                     continue
-                for path in _upwards(step.module):
+                for path in [*_upwards(step.module), *_inside(modules, step.module)]:
                     for attribute, entry in _holders(modules.get(path), size):
                         key = path, attribute, entry, now
                         if key not in tried and (path, attribute, entry) not in seen.repairs:
@@ -313,9 +313,9 @@ def _repair(
             structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
             next_stop = _try(model, inputs, seen, structure, kept, cut)
             if next_stop is None or next_stop.step > stop.step:
-                return True
+                return next_stop or Stop(len(seen.steps) + 1, "")
             seen.repairs = before
-    return False
+    return None
 
 
 def _everywhere(
@@ -323,6 +323,8 @@ def _everywhere(
 ) -> dict[tuple[str, str, int | None], Repair]:
     """The same repair for all modules of that class that run the same line."""
     found = {(repair.module, repair.attribute, repair.entry): repair}
+    if not step.module.startswith(repair.module):
+        return found | _in_siblings(seen, modules, step, repair)
     below = step.module[len(repair.module) :].lstrip(".")
     numbers = [i for i, (_, rows) in enumerate(_demands(step)) if rows is repair.rows or torch.equal(rows, repair.rows)]
     if not numbers:
@@ -342,9 +344,30 @@ def _everywhere(
     return found
 
 
+def _in_siblings(
+    seen: Observations, modules: dict[str, nn.Module], step: Step, repair: Repair
+) -> dict[tuple[str, str, int | None], Repair]:
+    """The same repair in the child of the same name of all modules that run the same line."""
+    child = repair.module[len(step.module) :].lstrip(".")
+    number = next((i for i, (_, rows) in enumerate(_demands(step)) if torch.equal(rows, repair.rows)), None)
+    found = {}
+    for other in seen.steps:
+        path = f"{other.module}.{child}".lstrip(".")
+        if other.place == step.place and other.name == step.name and path in modules and number is not None:
+            demands = _demands(other)
+            if number < len(demands) and (repair.attribute, repair.entry) in _holders(modules[path], demands[number][0]):
+                found[path, repair.attribute, repair.entry] = replace(repair, module=path, rows=demands[number][1])
+    return found
+
+
 def _upwards(path: str) -> list[str]:
     parts = path.split(".") if path else []
     return [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
+
+
+def _inside(modules: dict[str, nn.Module], path: str) -> list[str]:
+    """Modules that a module holds: their methods can be called without their forward."""
+    return [f"{path}.{name}".lstrip(".") for name, _ in modules[path].named_children()]
 
 
 def _holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]]:

@@ -56,7 +56,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def twin_of(model: nn.Module, meta: bool) -> nn.Module:
     """A copy to watch, in evaluation mode: on the meta device or with data; attention that follows its weights' sizes."""
-    twin = _copied(model, meta_copy if meta else copy.deepcopy).eval()
+    twin = _copied(model, meta_copy if meta else copy.deepcopy).train().eval()  # both: some empty caches then
     for name, module in [*twin.named_modules()]:
         if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
             if not name:
