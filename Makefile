@@ -1,5 +1,6 @@
 # make demo   own virtual environment, trains on real data that needs no download, prints a table, writes a report
 # make test   every check: lint, types, tests
+# make zoo    gates on every model of benchmarks/zoo_models, beside Torch-Pruning; prints a table
 # make lock   writes constraints.txt anew from what .venv holds
 
 PYTHON ?= python3
@@ -7,13 +8,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types lock clean
+.PHONY: demo test zoo lint types lock clean
 
 demo: $(VENV)/.demo
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py
 
-test: lint types
+test: lint types $(VENV)/.zoo
 	$(BIN)/python -m pytest --numprocesses 2
+
+zoo: $(VENV)/.dev $(VENV)/.zoo
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -40,6 +44,13 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	@echo "installing what the tests need (two minutes) ..."
 	$(PIP) --editable ".[dev]"
 	@touch $@ $(VENV)/.demo
+
+# The model libraries of the zoo live in a folder of their own; the requirements file says why.
+$(VENV)/.zoo: benchmarks/zoo-requirements.txt | $(VENV)/bin/python
+	@echo "installing the models that the zoo compares with (a minute) ..."
+	@rm -rf $(VENV)/zoo
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/zoo --requirement $<
+	@touch $@
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -1,6 +1,7 @@
 """Gates on every architecture of the zoo: how long it takes to attach them, how much they reach, and whether removal is
 exact; beside Torch-Pruning's dependency graph on the same models.
 
+    make zoo                                    # all of it, printed
     OMP_NUM_THREADS=1 python benchmarks/zoo.py --record
     OMP_NUM_THREADS=1 python benchmarks/zoo.py --models 'torchvision/*' '*vit*' --no-torch-pruning
 
@@ -41,6 +42,7 @@ from provenance import provenance
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from zoo_models import ZOO, Entry
+from zoo_models.entry import add_to_path, library, missing
 
 import zerogate as zg
 
@@ -261,8 +263,7 @@ def race(entry: Entry, emit: Emit, rounds: int, torch_pruning: bool) -> None:
                 emit(seconds=[time.perf_counter() - start])
                 del fresh
         if theirs and torch_pruning:
-            import torch_pruning as tp
-
+            tp = library("torch_pruning")
             with reported(emit, "tp_failure") as theirs:
                 graph, model = None, make(entry)
                 given = inputs if isinstance(inputs, dict | tuple) else (inputs,)
@@ -470,6 +471,9 @@ def main() -> None:
         parser.error(f"no model is called {', '.join(args.models)}")
     if args.list:
         return print("\n".join(names))
+    lacking = missing("torchvision", "timm", "transformers", *([] if args.no_torch_pruning else ["torch_pruning"]))
+    if lacking:
+        parser.error(f"not installed: {', '.join(lacking)}; make .venv/.zoo installs what the zoo needs")
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     CONTEXT.set_forkserver_preload(["torch", "zerogate", "zoo_models.loaded"])
@@ -480,6 +484,7 @@ def main() -> None:
     if args.record:
         given = [a for a, before in zip(sys.argv[1:], sys.argv, strict=False) if "--rows" not in (a, before)]
         command = shlex.join(["python", "benchmarks/zoo.py", *given])
+        add_to_path()
         packages = ("torchvision", "timm", "transformers", "torch-pruning")
         record = {"summary": summary, "rows": [_public(r) for r in rows], **provenance(command, *packages)}
         path = Path(__file__).parent / "results" / "zoo.json"

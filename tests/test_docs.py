@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from zerogate.settings import compose
 
@@ -30,7 +31,11 @@ def train_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=name) for name, block in python_blocks()])
-def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    block: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for the files that they write
+    torch.manual_seed(0)
     exec(compile(block, "block", "exec"), {})
     assert capsys.readouterr().out
 

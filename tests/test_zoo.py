@@ -5,8 +5,8 @@ The whole zoo is run by benchmarks/zoo.py; these are small members of its famili
 
 from __future__ import annotations
 
+import ast
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import zoo
 from zoo_models import ZOO
-from zoo_models.entry import images
+from zoo_models.entry import images, missing
 
-MISSING = [name for name in ("torchvision", "timm", "transformers") if find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+MISSING = missing("torchvision", "timm", "transformers")
+needs_libraries = pytest.mark.skipif(
+    bool(MISSING), reason=f"{', '.join(MISSING)} not installed; make .venv/.zoo installs what the zoo needs"
+)
 
 SMALL = """
     torchvision/shufflenet_v2_x1_0
@@ -40,12 +42,14 @@ SMALL = """
 """.split()
 
 
+@needs_libraries
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_left_of_a_known_architecture_is_exact(name: str) -> None:
     found = zoo.errors(ZOO[name])
     assert found and max(found.values()) <= zoo.TARGET, found
 
 
+@needs_libraries
 @pytest.mark.parametrize("name", ["resnet50", "densenet121", "mobilenet_v3_large", "efficientnet_b0"])
 def test_nearly_all_weights_of_a_known_network_can_be_removed(name: str) -> None:
     model = zoo.make(ZOO[f"torchvision/{name}"])
@@ -62,3 +66,16 @@ def test_every_member_has_inputs_of_two_shapes() -> None:
 
 def test_the_zoo_is_large() -> None:
     assert len(ZOO) >= 85 and {entry.source for entry in ZOO.values()} == {"torchvision", "timm", "transformers"}
+
+
+def test_the_product_needs_none_of_the_libraries() -> None:
+    """They are not among its requirements, and where torchvision does not fit torch, to look for it is to fail."""
+    named = set()
+    for path in (Path(__file__).parents[1] / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                named.add(str(node.module).partition(".")[0])
+    assert "torch" in named
+    assert not named & {"torchvision", "timm", "transformers", "tokenizers", "torch_pruning"}

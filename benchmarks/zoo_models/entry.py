@@ -7,11 +7,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+FOLDER = Path(sys.prefix) / "zoo"
+"""Where the Makefile installs benchmarks/zoo-requirements.txt: apart from the environment's own packages."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,20 @@ class Entry:
         return self.name.partition("/")[0]
 
 
+def missing(*names: str) -> list[str]:
+    """Those of the libraries that are not installed; imports nothing and leaves the path alone."""
+    return [name for name in names if PathFinder.find_spec(name, [*sys.path, str(FOLDER)]) is None]
+
+
+def add_to_path() -> None:
+    """Lets the zoo's own folder be found, behind everything else."""
+    if FOLDER.is_dir() and str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
+
+
 def library(name: str) -> ModuleType:
-    """Imports torchvision, timm or transformers, without their warnings about things that are none of ours."""
+    """Imports torchvision, timm, transformers or torch_pruning, without warnings about things that are none of ours."""
+    add_to_path()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _import_torchvision()

@@ -46,6 +46,11 @@ def compact(
         error, allowed = _check(sparse, plan, torch.float64), TOLERANCE
     except _NotInThisPrecision:  # some kernels know nothing but float32
         error, allowed = _check(sparse, plan, None), COARSE
+    if error != error:
+        raise CompactionError(
+            f"the outputs of this {type(sparse.model).__name__} hold NaN for the example inputs and cannot be compared; "
+            "look for NaN or infinity among its parameters and inputs"
+        )
     if not error <= allowed:
         raise CompactionError(
             f"the compacted {type(sparse.model).__name__} differs from the gated one by {error:.3g} of its largest output "

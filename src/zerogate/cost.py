@@ -157,10 +157,20 @@ class ChannelCost(CostModel):
                     consumers[g].append(len(made))
                 units = None if c.produces is None else self.structure.axes.get(c.produces)
                 lasting = c.produces is None or units is None or bool((units < 0).any())
-                made.append([groups + 1] if lasting else self._groups_on[c.produces])  # type: ignore[index]
+                made.append([groups + 1] if lasting else self._heard_through_norms(self._groups_on[c.produces]))  # type: ignore[index]
         self._made, self._consumers = made, consumers
         # index `groups` is padding (dead with certainty: neutral in a product), `groups + 1` a layer that never dies
         return {"makes": _padded(made, groups), "consumers": _padded(consumers, len(made))}
+
+    def _heard_through_norms(self, made: list[int]) -> list[int]:
+        """These groups and all that a norm takes statistics over together with one of them: while any of them is heard,
+        the values of all must be right."""
+        heard = dict.fromkeys(made)
+        for norm in self.structure.norms:
+            on = self.structure.group_of_unit[norm.labels[norm.labels >= 0]].unique().tolist()
+            if heard.keys() & set(on):
+                heard |= dict.fromkeys([*on, *([len(self.structure.groups) + 1] if (norm.labels < 0).any() else [])])
+        return list(heard)
 
     def _widened(self) -> dict[str, Tensor]:
         """Groups that do not keep max(1, N) channels, and the f(N) − N that E[f(N)] = Σp + E[f(N) − N] needs of them."""

@@ -378,7 +378,8 @@ class Sparsified(nn.Module):
 
 
 def _kinds(unit: Unit | Collection[Unit]) -> frozenset[str]:
-    kinds = frozenset([unit] if isinstance(unit, str) else unit)
+    known = isinstance(unit, (str, Collection)) and all(isinstance(u, str) for u in unit)
+    kinds = frozenset([unit] if isinstance(unit, str) else unit if known else ())
     if not kinds or not kinds <= {*KINDS, "weight"}:
         raise ZerogateError(
             f'unit is "channel", "head", "weight", or channels and heads together as {{"channel", "head"}}; got {unit!r}'
@@ -395,6 +396,9 @@ def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozens
         )
     names = [name for name, _ in model.named_modules()]
     found: set[str] = set()
+    patterns = [*patterns] if isinstance(patterns, Iterable) else [patterns]
+    if not all(isinstance(p, str) for p in patterns):
+        raise ZerogateError(f"{option} is a list of names or patterns of modules, got {patterns!r}")
     for pattern in patterns:
         matched = fnmatch.filter(names, pattern)
         if not matched:

@@ -7,6 +7,7 @@ activation's shape; along dimensions where they do not vary they are expanded (s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,14 @@ class Labels:
                 pairs = torch.stack([both >> 32, both & 0xFFFFFFFF])
             self._pairs.append(pairs)
             self.changes += 1
+
+    def state(self) -> tuple[Any, ...]:
+        """What `restore` takes to undo all that was tied and frozen since."""
+        return self._root, [*self._pairs], [*self._frozen], self.changes
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        self._root, self._pairs, self._frozen, _ = state
+        self.changes += 1
 
     def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
         """Ties all labels of each row [rows, n] and returns a label of each row [rows]; a row that holds constants, too,

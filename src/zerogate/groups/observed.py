@@ -124,6 +124,10 @@ class Observations:
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules and how they are called."""
     steps: list[Step] = field(default_factory=list)
+    given: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Module → labels of what it was last called with."""
+    hopeless: set[tuple[tuple[str, int], str]] = field(default_factory=set)
+    """Lines of code for which no attribute, or no tie, was found."""
     settled_at: int = -1
     """The state of the labels in which all boxes were found whole."""
 

@@ -27,6 +27,7 @@ from zerogate.tensors import named_tensors
 _SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_norm", "native_group_norm"}
 _SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
 """Ops whose integers are sizes; what they mean shows in the shape of the result."""
+_ATTEMPTS = 12  # attributes tried for one line of code
 
 
 @dataclass
@@ -95,7 +96,7 @@ class _Replay(Tracer):
         step = self.steps[self.at]
         now = [tuple(x.shape) for x in tensors_among(out)]
         for shape, (full, labels) in zip(now, step.outs, strict=True):
-            if shape != self.sizes.shape(full, labels):
+            if shape != self.sizes.shape(full, labels) and 0 not in full:
                 raise _Left(_wrong_size(step))
         if step.name not in _SIZED:
             old, new = _scalars((step.args, step.kwargs)), _scalars((args, kwargs))
@@ -107,6 +108,13 @@ class _Replay(Tracer):
             for key, start in wanted.items():
                 if (given | kwargs).get(key) not in (start, None):
                     raise _Left(_wrong_size(step))
+        elif "group_norm" in step.name:
+            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+            if any(
+                self.sizes.count(rows) not in (given.get("num_groups"), given.get("group"))
+                for _, rows in _demands(step)
+            ):
+                raise _Left(f"{step.name} in a number of groups that is written down")
         self.at += 1
 
 
@@ -141,7 +149,7 @@ def _starts(step: Step, bound: dict[str, Any], sizes: Sizes) -> Iterable[tuple[s
 
 def _rows(labels: Tensor | None, dim: int) -> Tensor | None:
     """Labels [size of dim, everything else that varies]; None where they do not vary along it."""
-    if labels is None:
+    if labels is None or not labels.numel():
         return None
     dim %= labels.ndim
     (narrow,) = narrow_constant(labels)
@@ -182,7 +190,7 @@ def _demands(step: Step) -> list[tuple[int, Tensor]]:
     if "normalized_shape" in bound:
         for i, n in enumerate(bound["normalized_shape"]):
             ask(n, out, i - len(bound["normalized_shape"]))
-    groups = bound.get("groups", bound.get("num_groups", 1))
+    groups = bound.get("groups", bound.get("num_groups", bound.get("group", 1)))
     if groups > 1 and step.entering:
         rows = _rows(out if isinstance(out, Tensor) else step.entering[0], 1)
         if rows is not None and len(rows) % groups == 0:
@@ -234,8 +242,11 @@ def settle(
             structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
             stop = None if further.step > len(seen.steps) else further
         if stop is not None:
-            _give_up(seen, structure, kept, stop)
-            structure = build()
+            tied = _tie(model, inputs, seen, build, cut, stop)
+            if tied is None:
+                _give_up(model, inputs, seen, structure, cut, kept, stop)
+                tied = build()
+            structure = tied
     return structure
 
 
@@ -283,11 +294,13 @@ def _repair(
     if stop.step >= len(seen.steps):
         return None
     step = seen.steps[stop.step]
+    if (step.place, step.name) in seen.hopeless:
+        return None
     inside = [s for s in seen.steps if s.module == step.module]
     modules = dict(model.named_modules())
     sizes = _sizes(structure, kept)
     tried: set[tuple[str, str, int | None, int]] = set()
-    for asking in ([step], inside):
+    for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):
         wanted: list[tuple[Repair, int]] = []
         for asker in asking:
             for size, rows in _demands(asker):
@@ -306,7 +319,7 @@ def _repair(
             if w[0].entry is not None:
                 lists.setdefault((w[0].module, w[0].attribute), []).append(w)
         together = [group for group in lists.values() if len(group) > 1]
-        for attempt in [*together, *singles, *([wanted] if 1 < len(wanted) <= 8 else [])]:
+        for attempt in [*together, *singles, *([wanted] if 1 < len(wanted) <= 8 else [])][:_ATTEMPTS]:
             before = dict(seen.repairs)
             for repair, _ in attempt:
                 seen.repairs.update(_everywhere(seen, modules, step, repair))
@@ -315,6 +328,7 @@ def _repair(
             if next_stop is None or next_stop.step > stop.step:
                 return next_stop or Stop(len(seen.steps) + 1, "")
             seen.repairs = before
+    seen.hopeless.add((step.place, step.name))
     return None
 
 
@@ -355,7 +369,9 @@ def _in_siblings(
         path = f"{other.module}.{child}".lstrip(".")
         if other.place == step.place and other.name == step.name and path in modules and number is not None:
             demands = _demands(other)
-            if number < len(demands) and (repair.attribute, repair.entry) in _holders(modules[path], demands[number][0]):
+            if number < len(demands) and (repair.attribute, repair.entry) in _holders(
+                modules[path], demands[number][0]
+            ):
                 found[path, repair.attribute, repair.entry] = replace(repair, module=path, rows=demands[number][1])
     return found
 
@@ -381,27 +397,97 @@ def _holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]
     return found
 
 
-def _give_up(seen: Observations, structure: Structure, kept: Tensor, stop: Stop) -> None:
-    """Freezes what the step works on, and the same wherever that line runs."""
-    steps = seen.steps
-    gone = ~_sizes(structure, kept).kept
+def _tie(
+    model: nn.Module,
+    inputs: Inputs,
+    seen: Observations,
+    build: Callable[[], Structure],
+    cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
+    stop: Stop,
+) -> Structure | None:
+    """Ties what a step works on to what its module was given, place by place, where that lets the run go on past it.
 
-    def removed(step: Step) -> Tensor:
-        labels = [*step.entering, *tensors_among([found for _, found in step.outs])]
-        found = torch.cat([labels_in(x) for x in labels]) if labels else torch.empty(0, dtype=torch.int64)
-        units = structure.unit_of[found]
-        shrinking = structure.group_of_unit[units[units >= 0]].unique()
-        return found[(units >= 0)] if len(shrinking) else found[:0]
+    ``B, N, C = x.shape; … .reshape(B, N, C)``: a module that gives its result the width of its input goes on working if
+    both always lose the same places.
+    """
+    if stop.step >= len(seen.steps) or (seen.steps[stop.step].place, "tie") in seen.hopeless:
+        return None
+    step = seen.steps[stop.step]
+    state, repairs = seen.labels.state(), dict(seen.repairs)
+    changes = seen.labels.changes
+    for other in seen.steps:
+        if other.place == step.place and other.name == step.name:
+            for mine in tensors_among([other.entering, [found for _, found in other.outs]]):
+                for given in seen.given.get(other.module, ()):
+                    _tie_places(seen, mine, given)
+    if seen.labels.changes != changes:
+        structure = build()
+        if structure.units:
+            kept = _some(structure, torch.Generator().manual_seed(1))
+            further = _try(model, inputs, seen, structure, kept, cut)
+            if further is not None and further.step == stop.step:
+                seen.hopeless.discard((step.place, step.name))
+                further = _repair(model, inputs, seen, structure, cut, kept, further) or further
+            if further is None or further.step > stop.step:
+                return replace(structure, repairs=repairs_of(seen, structure.unit_of))
+    seen.labels.restore(state)
+    seen.repairs = repairs
+    seen.hopeless.add((step.place, "tie"))
+    return None
 
-    if stop.step < len(steps):
-        step = steps[stop.step]
-        alike = [s for s in steps if s.place == step.place and s.name == step.name]
-        near = [s for s in steps if s.module == step.module]
-        before = steps[max(0, stop.step - 3) : stop.step + 1]
-        for candidates in ([step], before, near):
-            if any(gone[removed(s)].any() for s in candidates):
-                for s in {id(s): s for s in [*candidates, *(alike if candidates[0] is step else ())]}.values():
-                    seen.labels.freeze(removed(s), located(stop.why, s.module, s.place))
-                return
-    everything = (structure.unit_of >= 0).nonzero().flatten()
-    seen.labels.freeze(everything, stop.why)
+
+def _tie_places(seen: Observations, mine: Tensor, given: Tensor) -> None:
+    (mine,), (given,) = narrow_constant(mine), narrow_constant(given)
+    if given.numel() > 1 and mine.numel() % given.numel() == 0 and sum(n > 1 for n in given.shape) == 1:
+        seen.labels.unite(mine.reshape(-1, given.numel()), given.reshape(1, -1))
+
+
+def _give_up(
+    model: nn.Module,
+    inputs: Inputs,
+    seen: Observations,
+    structure: Structure,
+    cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
+    kept: Tensor,
+    stop: Stop,
+) -> None:
+    """Freezes what the step works on, or what its module was given, or both: whatever lets the run go on if it stays whole.
+    The same is frozen wherever that line runs."""
+    steps, groups = seen.steps, structure.group_of_unit
+    step = steps[min(stop.step, len(steps) - 1)]
+    before = steps[max(0, stop.step - 3) : stop.step + 1]
+
+    def working(at: Step) -> Tensor:
+        return _among(at.entering, [found for _, found in at.outs])
+
+    def given(at: Step) -> Tensor:
+        return _among(seen.given.get(at.module, []))
+
+    def around(at: Step) -> Tensor:
+        near = [s for s in steps if s.module == at.module] + (before if at is step else [])
+        return _among([working(s) for s in near])
+
+    choices: list[tuple[Callable[[Step], Tensor], ...]] = [
+        (working,),
+        (given,),
+        (working, given),
+        (working, given, around),
+    ]
+    for choice in choices:
+        units = structure.unit_of[torch.cat([what(step) for what in choice])]
+        hit = groups[units[units >= 0]].unique()
+        if not len(hit):
+            continue
+        whole = kept | torch.isin(groups, hit)
+        further = None if whole.all() else _try(model, inputs, seen, structure, whole, cut)
+        if further is None or further.step > stop.step:
+            for s in steps:
+                if s.place == step.place and s.name == step.name:
+                    reason = located(stop.why, s.module, s.place)
+                    seen.labels.freeze(torch.cat([what(s) for what in choice]), reason)
+            return
+    seen.labels.freeze((structure.unit_of >= 0).nonzero().flatten(), stop.why)
+
+
+def _among(*labels: Any) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(labels_in(x) for x in tensors_among(labels))])

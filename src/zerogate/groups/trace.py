@@ -105,7 +105,7 @@ class Tracer(TorchDispatchMode):
         self.stack: list[str] = []
         self._values = WeakTensorKeyDictionary()
         self._shapes = WeakTensorKeyDictionary()
-        self._stale: set[int] = set()
+        self._stale: dict[int, Any] = {}  # held, so that no other storage takes their place
         for prefix, module in model.named_modules():
             module.register_forward_pre_hook(_Enter(self, prefix), prepend=True, with_kwargs=True)
             module.register_forward_hook(_Leave(self.stack), always_call=True)
@@ -132,7 +132,8 @@ class Tracer(TorchDispatchMode):
             return x
         shape = self._shapes.get(x)
         if shape is None:
-            shape = self._shapes[x] = _on_meta(x)
+            with torch.inference_mode(False):  # views of it are tracked like those of any parameter or buffer
+                shape = self._shapes[x] = _on_meta(x)
             if x.numel() <= _KNOWN:
                 self._values[shape] = x
         return shape
@@ -157,6 +158,8 @@ class Tracer(TorchDispatchMode):
             if not known:
                 raise UnknownValue(name)
             return func(*_replace(args, values), **_replace(kwargs, values))
+        if name in _ONE_TYPE and len({x.dtype for x in tensors}) > 1:
+            raise UnknownValue(name)  # without data not all of these complain
         arguments = func._schema.arguments
         real_args, real_kwargs = args, kwargs
         if any(isinstance(x, torch.device) for x in (*args, *kwargs.values())):
@@ -178,7 +181,7 @@ class Tracer(TorchDispatchMode):
             for a, x in zip(arguments, args, strict=False):
                 value = values.get(id(x)) if a.alias_info is not None and a.alias_info.is_write else None
                 if value is not None:
-                    self._stale.add(value.untyped_storage()._cdata)
+                    self._stale[value.untyped_storage()._cdata] = value.untyped_storage()
         return out
 
     def place(self) -> Place:
@@ -194,10 +197,11 @@ _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 _AS_FIRST = set(
     """relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus dropout
-    feature_dropout batch_norm instance_norm layer_norm group_norm rms_norm softmax sqrt rsqrt square abs neg clamp clip
-    contiguous clone""".split()
+    feature_dropout batch_norm sqrt rsqrt square abs neg clamp clip""".split()
 )
+_PACKED = set("layer_norm group_norm rms_norm instance_norm softmax".split())
 _IN_PLACE = set("relu_ relu6_ hardswish_ silu_ gelu_ leaky_relu_ hardtanh_ sigmoid_ clamp_ mul_ add_".split())
+_ONE_TYPE = set("linear conv1d conv2d conv3d matmul mm bmm addmm baddbmm".split())
 _BROADCAST = {"add", "mul", "sub", "div"}
 
 
@@ -207,9 +211,22 @@ def _shaped(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor 
         return None
     x = args[0]
     if name in _AS_FIRST and kwargs.get("dtype") is None and all(t.dtype == x.dtype for t in tensors):
-        return torch.empty_like(x) if name != "contiguous" or not x.is_contiguous() else x
+        return torch.empty_like(x)
+    if name in _PACKED and kwargs.get("dtype") is None and all(t.dtype == x.dtype for t in tensors):
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if name in _IN_PLACE and all(t.dtype == x.dtype for t in tensors):
         return x
+    if name == "linear" and args[1].dim() == 2 and x.shape[-1] == args[1].shape[1]:
+        bias = args[2] if len(args) > 2 else None
+        if all(t.dtype == x.dtype for t in tensors) and (bias is None or bias.shape == args[1].shape[:1]):
+            return torch.empty((*x.shape[:-1], len(args[1])), dtype=x.dtype, device=x.device)
+    if name == "scaled_dot_product_attention" and x.dim() == 4 and len(args) == 3 and not kwargs.get("enable_gqa"):
+        k, v, mask = args[1], args[2], kwargs.get("attn_mask")
+        fits = mask is None or all(
+            n in (1, m) for n, m in zip(mask.shape[::-1], (k.shape[2], *x.shape[2::-1]), strict=False)
+        )
+        if x.shape[:2] == k.shape[:2] == v.shape[:2] and x.shape[3] == k.shape[3] and k.shape[2] == v.shape[2] and fits:
+            return torch.empty((*x.shape[:3], v.shape[3]), dtype=x.dtype, device=x.device)
     if name in _BROADCAST and len(args) == 2:
         y = args[1]
         if isinstance(y, (int, float)):

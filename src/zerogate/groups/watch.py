@@ -101,7 +101,7 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Ob
                 raise
             except Exception as error:
                 raise WatchError(
-                    f"{type(model).__name__} does not run on the example inputs ({_describe(inputs)}): "
+                    f"{type(model).__name__}{_dtypes(model)} does not run on the example inputs ({_describe(inputs)}): "
                     f"{type(error).__name__}: {first_line(error)}; pass inputs as the model's forward takes them "
                     "(a tensor, a tuple of positional or a dict of keyword arguments)"
                 ) from error
@@ -385,6 +385,8 @@ class Watcher(Tracer):
 
     def entered(self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._arguments[module] = args if not kwargs else ()
+        tensors = tensors_among((args, kwargs))
+        self.seen.given[module] = [labels for x in tensors if (labels := self._labels.get(x)) is not None]
 
     def visit(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         op = Op(self, func, args, kwargs, out, tensors_among((args, kwargs)))
@@ -484,7 +486,7 @@ class Watcher(Tracer):
             labels = self.labels_of(x)
             if labels is not None:
                 self.seen.labels.freeze(labels, where)
-        if op.name not in LAYERS:
+        if op.name not in LAYERS or op.name in ("mv", "dot", "matmul"):
             self._read_otherwise(op, where)
 
     def _record(
@@ -511,12 +513,19 @@ def _plain(x: Any) -> Any:
 def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
     devices = {p.device for p in model.parameters()}
     for x in tree_leaves(inputs):
+        if isinstance(x, Tensor) and not x.numel():
+            raise WatchError(f"the example inputs are empty: {_describe(inputs)}; give at least one example")
         if isinstance(x, Tensor) and devices and x.device not in devices:
             there = ", ".join(sorted(map(str, devices)))
             raise WatchError(
                 f"the example inputs are on {x.device} and the {type(model).__name__} on {there}; "
                 f"move them: inputs.to({there.split(', ')[0]!r})"
             )
+
+
+def _dtypes(model: nn.Module) -> str:
+    found = sorted({str(p.dtype) for p in model.parameters()})
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _describe(inputs: Any) -> str:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import labels_in, over, squash, varying_dims
+from zerogate.groups.labels import constant, labels_in, over, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, View, rule
 from zerogate.groups.rules.pointwise import either, meet
 
@@ -104,6 +104,8 @@ def _addmm(op: Op) -> Out:
 
 
 def _product(op: Op, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None:
+    if a.ndim < 2 or b.ndim < 2:
+        raise Freeze(f"{op.name} of a vector")
     weight = _whole_parameter(op, b)
     if b.ndim == 2 and weight is not None:
         macs = op.out.numel() / b.shape[1]
@@ -113,11 +115,9 @@ def _product(op: Op, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None
     weight = _whole_parameter(op, a)
     if a.ndim == 2 and weight is not None:
         macs = op.out.numel() / a.shape[0]
-        entering = _entering(op, b, -2 if b.ndim > 1 else 0)
+        entering = _entering(op, b, -2)
         made = op.watcher.layer(a, bias, entering=entering, dims=(1, 0), macs=macs, channel_dim=-2)
-        return None if made is None else (made.view(-1, 1) if b.ndim > 1 else made).expand(op.out.shape)
-    if a.ndim < 2 or b.ndim < 2:
-        raise Freeze(f"{op.name} of vectors")
+        return None if made is None else made.view(-1, 1).expand(op.out.shape)
     out = contract(op, op.labels_or_zero(a), op.labels_or_zero(b))
     return squash(out.expand(op.out.shape))
 
@@ -135,6 +135,7 @@ def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:
     All labels that are summed together are tied, and so is what meets; a result that holds a single class of everything
     means that nothing can be removed.
     """
+    a, b = _shared(op, a, b), _shared(op, b, a)
     k = a.shape[-1]
     both = bool(labels_in(a).numel() and labels_in(b).numel())
     over_a, over_b = a.ndim - 1 in varying_dims(a), b.ndim - 2 in varying_dims(b)
@@ -166,7 +167,7 @@ def _attention(op: Op) -> Out:
         return None
     heads = q.shape[-3] if q.ndim > 2 else 1
     if k.ndim > 2 and k.shape[-3] != heads:  # grouped queries
-        k, v = (x.repeat_interleave(heads // x.shape[-3], -3) for x in (k, v))
+        k, v = (squash(x.repeat_interleave(heads // x.shape[-3], -3)) for x in (k, v))
     scores = contract(op, q, k.transpose(-1, -2))
     mask = op.bound.get("attn_mask")
     if mask is not None:
@@ -231,3 +232,15 @@ def _einsum_layer(op: Op, x: Tensor, letters: str, weight: Tensor, own: str, out
     if labels is None:
         return None
     return labels.view(-1, *[1] * (op.out.ndim - 1 - place)).expand(op.out.shape)
+
+
+def _shared(op: Op, one: Tensor, other: Tensor) -> Tensor:
+    """Labels of one operand, or none of them where it is the same for all parts of the other, as the keys and values of
+    multi-query attention are: then it stays, and those parts do not have to live and die together."""
+    mine = {d - one.ndim for d in varying_dims(one)}
+    theirs = {d - other.ndim for d in varying_dims(other)}
+    batch = {d for d in theirs if d < -2}
+    if (theirs and not mine) or batch - mine:
+        op.watcher.seen.labels.freeze(one, op.watcher.where(f"{op.name} with something that all of its parts share"))
+        return constant(one.shape)
+    return one

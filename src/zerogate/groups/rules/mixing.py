@@ -20,6 +20,8 @@ def _batch_norm(op: Op) -> Out:
     if found is None:
         return None
     vector = op.channels(found, 1)
+    if op.bound.get("weight") is None and op.bound.get("running_mean") is None:
+        op.watcher.follow("num_features", len(vector), vector[:, None])
     for name in ("weight", "bias", "running_mean", "running_var"):
         if op.bound.get(name) is not None:
             op.watcher.attach_or_freeze(op.bound[name], 0, vector)
@@ -62,7 +64,7 @@ def _group_norm(op: Op) -> Out:
         return None
     if groups == 1 and len(vector) > 1:
         found = _over_kept(op, found, set(range(1, found.ndim)), "layer")
-    elif groups < len(vector):
+    else:
         vector = op.watcher.tie_rows(vector.view(groups, -1), "group_norm over channels and constants")
         op.watcher.follow("num_groups", groups, vector[:, None])
         vector = vector.repeat_interleave(found.shape[1] // groups)

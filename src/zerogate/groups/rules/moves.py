@@ -78,6 +78,8 @@ def _cut(op: Op) -> Out:
     if step == 1 and lengths == {size}:
         return moved
     length = max(lengths)
+    if not length:
+        return moved
     columns = before.movedim(dim, -1)
     if step > 1 and size % step == 0:
         columns = columns.unflatten(-1, (-1, step))
