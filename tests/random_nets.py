@@ -151,10 +151,14 @@ class PackedAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * self.inner, bias=rng.random() < 0.7)
         self.proj = nn.Linear(self.inner, width)
         self.way = rng.choice(["reshape", "reshape", "chunk", "unflatten"])
-        self.fused, self.ends = rng.random() < 0.4, rng.choice(["flatten", "-1", "inner"])
+        self.kind, self.ends = rng.choice(["fused", "softmax", "softmax", "channels"]), rng.choice(["flatten", "-1", "inner"])
         normed = rng.random() < 0.3
         self.q_norm, self.k_norm = (nn.LayerNorm(self.head_dim) if normed else nn.Identity() for _ in range(2))
-        self.bias = nn.Parameter(torch.randn(self.num_heads, tokens, tokens)) if rng.random() < 0.3 else None
+        self.bias = nn.Parameter(torch.randn(self.num_heads, tokens, tokens)) if rng.random() < 0.2 else None
+        self.table = nn.Parameter(torch.randn(2 * tokens, self.num_heads)) if rng.random() < 0.2 else None
+        places = torch.arange(tokens)
+        self.register_buffer("index", places[:, None] - places + tokens - 1, persistent=False)
+        self.temperature = nn.Parameter(torch.rand(self.num_heads, 1, 1) + 0.5) if rng.random() < 0.3 else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
@@ -166,13 +170,17 @@ class PackedAttention(nn.Module):
         else:
             q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
-        if self.fused:
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
-        else:
-            scores = q @ k.transpose(-2, -1) * self.scale
-            if self.bias is not None:
-                scores = scores + self.bias
-            x = scores.softmax(-1) @ v
+        bias = self.bias
+        if self.table is not None:
+            bias = self.table[self.index.view(-1)].view(n, n, -1).permute(2, 0, 1).contiguous()
+        if self.kind == "fused":
+            x = F.scaled_dot_product_attention(q * self.temperature, k, v, attn_mask=bias)
+        elif self.kind == "softmax":
+            scores = q @ k.transpose(-2, -1) * self.scale * self.temperature
+            x = (scores if bias is None else scores + bias).softmax(-1) @ v
+        else:  # channels of a head attend to each other
+            q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
+            x = v @ (q.transpose(-2, -1) @ k * self.temperature).softmax(-1).transpose(-2, -1)
         x = x.transpose(1, 2)
         if self.ends == "flatten":
             return self.proj(x.flatten(2))
@@ -298,7 +306,7 @@ class Block(nn.Module):
 
     def __init__(self, rng: Rng, width: int, tokens: int, memory: int) -> None:
         super().__init__()
-        kinds = ["packed", "packed", "grouped", "grouped", "torch", "mlp", "gated", "cross", "cross torch", "mixer", "conv"]
+        kinds = ["packed", "packed", "grouped", "grouped", "torch", "mlp", "gated", "cross", "cross torch", "mixer", "conv", "both", "matrix"]
         kind = rng.choice(kinds)
         self.cross = kind.startswith("cross")
         if kind == "packed":
@@ -309,6 +317,13 @@ class Block(nn.Module):
             self.body = TorchAttention(rng, width, memory if self.cross else None)
         elif kind == "mixer":  # a network over the tokens
             self.body = Lambda(lambda m, x: m.mlp(x.transpose(1, 2)).transpose(1, 2), mlp=Mlp(rng, tokens))
+        elif kind == "both":  # side by side
+            parts = {"attention": PackedAttention(rng, width, tokens), "mlp": GatedMlp(rng, width)}
+            self.body = Lambda(lambda m, x: m.attention(x) + m.mlp(x), **parts)
+        elif kind == "matrix":  # a parameter of one's own
+            inner = rng.randint(3, 6)
+            held = nn.ParameterList([torch.randn(width, inner), torch.randn(width, inner), torch.randn(inner)])
+            self.body = Lambda(lambda m, x: F.linear(torch.relu_(x @ m.held[0] + m.held[2]), m.held[1]), held=held)
         elif kind == "conv":
             groups = rng.choice([1, width])
             deep = nn.Conv1d(width, width, 3, padding=1, groups=groups)
@@ -332,7 +347,8 @@ class Tokens(nn.Module):
         memory = width
         self.blocks, self.widening = nn.ModuleList(), nn.ModuleDict()
         for number in range(blocks):
-            self.blocks.append(Block(rng, width, tokens, memory))
+            again = self.blocks and rng.random() < 0.1 and str(number - 1) not in self.widening
+            self.blocks.append(self.blocks[-1] if again else Block(rng, width, tokens, memory))
             if rng.random() < 0.15:
                 more = rng.choice([2, 4])
                 self.widening[str(number)] = nn.Linear(width, more)
@@ -393,8 +409,9 @@ class RandomSequence(nn.Module):
 
 # --- feature maps -----------------------------------------------------------------------------------------------------
 
-MAPS = """conv conv conv conv depthwise grouped grouped transposed norm norm norm act sum sum cat max avg shuffle blend
-affine mul flip mirror halves swap glu split se se mlp resize reshape dropout""".split()
+MAPS = """conv conv conv conv conv depthwise grouped grouped transposed norm norm norm norm act act sum sum cat cat max avg
+shuffle blend affine mul flip mirror halves swap glu maxout split se se mlp hour hour resize reshape dropout spatial
+computed inplace stack evens twice pixels""".split()
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -474,7 +491,7 @@ class Maps(nn.Module):
 
     def step(self, rng: Rng, nd: int, pool: list[int], src: int) -> tuple[nn.Module, int, list[int]]:
         kind, n, bias = rng.choice(MAPS), pool[src], rng.random() < 0.7
-        if kind in ("halves", "swap", "glu", "split") and n < 4:
+        if kind in ("halves", "swap", "glu", "split", "maxout", "evens") and n < 4:
             kind = "conv"
         if kind == "conv":
             made, k = rng.choice([2, 3, 4, 5, 6, 8]), rng.choice([1, 3])
@@ -493,12 +510,17 @@ class Maps(nn.Module):
             if kind == "cat" and others:
                 return Lambda(lambda m, a, b: torch.cat([a, b], 1)), n + pool[sources[1]], sources
             return Lambda((lambda m, a, b: a * b) if kind == "mul" else (lambda m, a, b: a + b)), n, sources
-        if kind == "glu":
-            half = n // 2
-            n = 2 * half
-            if pool[src] != n:
-                return nn.Sequential(CONV[nd](pool[src], n, 1), activation(rng)), n, [src]
-            return Lambda(lambda m, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid()), half, [src]
+        if kind in ("glu", "maxout", "evens") and n % 2 == 0:
+            plain = {
+                "glu": lambda m, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(),
+                "maxout": lambda m, x: x.unflatten(1, (-1, 2)).amax(2),
+                "evens": lambda m, x: x[:, ::2] - x[:, 1::2],
+            }
+            return Lambda(plain[kind]), n // 2, [src]
+        if kind == "twice" and n < 6:
+            return Lambda(lambda m, x: torch.cat([x, x.repeat(1, 1, *[1] * (x.ndim - 2)).relu()], 1)), 2 * n, [src]
+        if kind == "stack" and n < 6:
+            return Lambda(lambda m, x: torch.stack([x, x.tanh()], 2).flatten(1, 2)), 2 * n, [src]
         return self.same_width(rng, nd, n, kind), n, [src]
 
     def same_width(self, rng: Rng, nd: int, n: int, kind: str) -> nn.Module:
@@ -515,6 +537,22 @@ class Maps(nn.Module):
             return Lambda(lambda m, x: x + m.mlp(x.movedim(1, -1)).movedim(-1, 1), mlp=Mlp(rng, n))
         if kind == "split":
             return Split(rng, nd, n)
+        if kind == "hour":  # down, and up again
+            inner, size = rng.randint(3, 6), "nearest" if rng.random() < 0.5 else None
+            up = CONV[nd](inner, n, 3, padding=1) if size else TRANSPOSED[nd](inner, n, 2, stride=2)
+            down = nn.Sequential(CONV[nd](n, inner, 3, 2, 1, padding_mode=rng.choice(["zeros", "circular"])), activation(rng))
+            if size:
+                return Lambda(lambda m, x: x + m.up(F.interpolate(m.down(x), size=x.shape[2:])), down=down, up=up)
+            return Lambda(lambda m, x: x + m.up(m.down(x)), down=down, up=up)
+        if kind == "spatial":  # where to look, from the mean and the largest of all channels
+            look = CONV[nd](2, 1, 3, padding=1)
+            return Lambda(
+                lambda m, x: x * m.look(torch.cat([x.mean(1, True), x.amax(1, True)], 1)).sigmoid(), look=look
+            )
+        if kind == "computed":  # a layer whose weight is no parameter
+            return nn.utils.parametrizations.weight_norm(CONV[nd](n, n, 1))
+        if kind == "pixels" and nd == 2:
+            return Lambda(lambda m, x: F.avg_pool2d(F.pixel_shuffle(m.conv(x), 2), 2), conv=nn.Conv2d(n, 4 * n, 1))
         if kind == "blend":
             return Shuffle(rng.choice(divisors(n)) if n > 1 else 1)
         plain = {
@@ -529,8 +567,9 @@ class Maps(nn.Module):
             "resize": lambda m, x: F.interpolate(x, scale_factor=2).flatten(2)[..., : x[0, 0].numel()].view_as(x),
             "reshape": lambda m, x: x.flatten(2).transpose(1, 2).softmax(1).transpose(1, 2).reshape(x.shape),
             "dropout": lambda m, x: F.dropout(x, 0.3, m.training),
+            "inplace": lambda m, x: x.clone().relu_().add_(x).mul_(0.5),
         }
-        return Lambda(plain[kind])
+        return Lambda(plain.get(kind, plain["reshape"]))
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [x]

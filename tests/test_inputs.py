@@ -307,7 +307,7 @@ class Restless(nn.Module):
         if self.asks and x.sum().item() > 1e9:
             x = -x
         x = F.relu(self.norm(self.stem(x)) - self.offset)
-        self.cache["last"] = x
+        self.cache["last"] = x.detach()
         return self.head(self.drop(self.block(x.transpose(1, 2)))).mean(1) + 0 * noise
 
 
@@ -358,7 +358,7 @@ def test_no_trace_in_the_model(unit: Any, asks: bool) -> None:
         assert torch.equal(x, given)
         assert x.grad is None
         assert torch.equal(torch.get_rng_state(), states[0])
-        assert random.getstate() == states[1]
+        assert (random.getstate() == states[1]) is True  # the states themselves would fill the screen
         assert (np.random.get_state()[1] == states[2]).all()
 
     sparse = zg.sparsify(model, x, unit=unit, gate=zg.SoftMask())  # the start of a SoftMask is not random

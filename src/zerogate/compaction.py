@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +83,8 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
         twin.double()  # not .to(): that makes complex buffers real
         for path, tensor in [*unregistered(twin)]:
             if tensor.is_floating_point():
-                replace(twin, path, tensor.double())
+                with suppress(KeyError):  # held by a closure: out of reach
+                    replace(twin, path, tensor.double())
     for p in twin.parameters():
         p.grad = None
     weights = {m.weight: twin.get_parameter(m.weight) for m in sparse.masks}

@@ -41,8 +41,13 @@ class Box:
     labels: Tensor
     reason: str
     name: str = ""
-    """The parameter that has this shape, if it is one, over the dimensions ``dims``."""
+    """A parameter that is sliced with it."""
     dims: tuple[int, ...] = ()
+    """Which dimension of the parameter lies along each dimension of the box; −1 where none does."""
+    index: Tensor | None = None
+    """Which of the parameter's places lies at each place of the box, along the dimension that is no −1; None: the same."""
+    size: int = 0
+    """Places of the parameter along that dimension."""
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ def settle(
             structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
             stop = None if further.step > len(seen.steps) else further
         if stop is not None:
-            tied = _tie(model, inputs, seen, build, cut, stop)
+            tied = _tie(model, inputs, seen, structure, build, cut, stop)
             if tied is None:
                 _give_up(model, inputs, seen, structure, cut, kept, stop)
                 tied = build()
@@ -401,6 +401,7 @@ def _tie(
     model: nn.Module,
     inputs: Inputs,
     seen: Observations,
+    structure: Structure,
     build: Callable[[], Structure],
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
     stop: Stop,
@@ -419,7 +420,8 @@ def _tie(
         if other.place == step.place and other.name == step.name:
             for mine in tensors_among([other.entering, [found for _, found in other.outs]]):
                 for given in seen.given.get(other.module, ()):
-                    _tie_places(seen, mine, given)
+                    if (structure.unit_of[labels_in(given)] >= 0).all():
+                        _tie_places(seen, mine, given)
     if seen.labels.changes != changes:
         structure = build()
         if structure.units:
@@ -482,7 +484,7 @@ def _give_up(
         further = None if whole.all() else _try(model, inputs, seen, structure, whole, cut)
         if further is None or further.step > stop.step:
             for s in steps:
-                if s.place == step.place and s.name == step.name:
+                if s is step or (s.place == step.place and s.name == step.name and s.name in (*MOVES, *CUTS)):
                     reason = located(stop.why, s.module, s.place)
                     seen.labels.freeze(torch.cat([what(s) for what in choice]), reason)
             return

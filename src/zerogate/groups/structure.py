@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.labels import along, narrow_constant, squash, varying_dims
-from zerogate.groups.observed import Axis, Call, Norm, Observations, Repair
+from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair
 from zerogate.tensors import owner_of
 
 KINDS = ("channel", "head")
@@ -220,7 +220,7 @@ def _settle_boxes(seen: Observations) -> None:
     """
     if seen.settled_at == seen.labels.changes:
         return
-    boxes = {(b.labels.data_ptr(), b.labels.shape, b.labels.stride(), b.name): b for b in seen.boxes}
+    boxes = {(b.labels.data_ptr(), b.labels.shape, b.labels.stride(), b.name, b.dims): b for b in seen.boxes}
     settled = False
     while not settled:
         settled = True
@@ -238,11 +238,8 @@ def _settle_boxes(seen: Observations) -> None:
             pure = [bool((r == r[:, :1]).all()) for r in rows]
             if any(pure):
                 d = pure.index(True)
-                if box.name:
-                    before = seen.axes.get((box.name, box.dims[vary[d]]))
-                    if before is None or not torch.equal(root[before], rows[d][:, 0]):
-                        seen.attach(box.name, box.dims[vary[d]], rows[d][:, 0])
-                        settled = False
+                if box.name and box.dims[vary[d]] >= 0:
+                    settled &= not _attach(seen, root, box, box.dims[vary[d]], rows[d][:, 0])
                 continue
             settled = False
             best = max(rows, key=lambda r: int((r != 0).all(1).sum()))
@@ -250,6 +247,21 @@ def _settle_boxes(seen: Observations) -> None:
             seen.labels.unite(best[whole], best[whole][:, :1])
             seen.labels.freeze(best[~whole], box.reason)
     seen.settled_at = seen.labels.changes
+
+
+def _attach(seen: Observations, root: Tensor, box: Box, dim: int, vector: Tensor) -> bool:
+    """Slices a box's parameter with it; whether that was news."""
+    if box.index is not None:
+        inside = box.index >= 0
+        held = torch.zeros(box.size, dtype=torch.int64)
+        held.scatter_reduce_(0, box.index[inside], vector[inside], "amax")
+        seen.labels.unite(held[box.index[inside]], vector[inside])
+        vector = held
+    before = seen.axes.get((box.name, dim))
+    if before is not None and torch.equal(root[before], root[vector]):
+        return False
+    seen.attach(box.name, dim, vector)
+    return True
 
 
 def _freeze_inputs(

@@ -200,6 +200,17 @@ class Watcher(Tracer):
         touching = [d for d, i in index.items() if vary & set(varying_dims(i))]
         if not touching:
             return
+        along_it = set(varying_dims(index[touching[0]]))
+        if len(touching) == 1 and len(along_it) == 1 and vary - along_it:
+            # what is removed may lie along the other dimensions, and the parameter stay whole: it is seen in the end
+            (t,) = along_it
+            (narrow,) = narrow_constant(labels)
+            dims = tuple(touching[0] if d == t else -1 for d in range(labels.ndim))
+            reason = self.where("a parameter among channels")
+            places = along(index[touching[0]], t)[:, 0]
+            size = self._shapes_of[view.name][touching[0]]
+            self.seen.boxes.append(Box(narrow, reason, view.name, dims, places, size))
+            return
         sizes = [self._shapes_of[view.name][d] for d in touching]
         place = index[touching[0]]
         for d, n in zip(touching[1:], sizes[1:], strict=True):
@@ -471,14 +482,16 @@ class Watcher(Tracer):
                     step.outs[i] = shape, self._labels_in_views(shape, found)
 
     def _labels_in_views(self, shape: tuple[int, ...], views: list[View]) -> list[Tensor] | None:
-        found = []
+        found: dict[tuple[int, ...], Tensor] = {}  # parameters put in line, as in cat, share their dimension
         for view in views:
             for d, index in enumerate(view.index):
                 axis = self.seen.axes.get((view.name, d))
                 if axis is not None and axis.any():
                     (narrow,) = narrow_constant(index)
-                    found.append(torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape))
-        return found or None
+                    labels = torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape)
+                    key = tuple(varying_dims(index))
+                    found[key] = torch.where(labels != 0, labels, found[key]) if key in found else labels
+        return list(found.values()) or None
 
     def _freeze_all(self, op: Op, reason: str) -> None:
         where = self.where(reason)

@@ -1,0 +1,439 @@
+"""Small networks as people build them: trained with gates, compacted, trained on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zerogate as zg
+from support import close_randomly, relative
+
+BOTH = ("channel", "head")
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, dropout=0.1, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 20), nn.GELU(), nn.Dropout(0.1), nn.Linear(20, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Class token, learnt positions, nn.MultiheadAttention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, 4)
+        self.token, self.place = nn.Parameter(torch.zeros(1, 1, 12)), nn.Parameter(torch.randn(1, 5, 12) * 0.02)
+        self.drop = nn.Dropout(0.1)
+        self.blocks = nn.Sequential(EncoderBlock(12, 3), EncoderBlock(12, 3))
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.place
+        return self.head(self.norm(self.blocks(self.drop(x)))[:, 0])
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 in groups, 1×1, squeeze and excitation, residual."""
+
+    def __init__(self, a: int, b: int, groups: int, stride: int = 1) -> None:
+        super().__init__()
+        inner = 2 * groups
+        self.conv1, self.norm1 = nn.Conv2d(a, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.reduce, self.expand = nn.Conv2d(inner, 3, 1), nn.Conv2d(3, inner, 1)
+        self.conv3, self.norm3 = nn.Conv2d(inner, b, 1, bias=False), nn.BatchNorm2d(b)
+        same = a == b and stride == 1
+        down = nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
+        self.down = nn.Identity() if same else down
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        y = y * torch.sigmoid(self.expand(F.relu(self.reduce(y.mean((2, 3), keepdim=True)))))
+        return F.relu(self.norm3(self.conv3(y)) + self.down(x))
+
+
+class ResNet(nn.Module):
+    """Squeeze and excitation, convolutions in groups and by channel, BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(Bottleneck(8, 8, 4), Bottleneck(8, 12, 5, 2), Bottleneck(12, 12, 6))
+        self.drop, self.head = nn.Dropout(0.2), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.blocks(self.stem(x)).mean((2, 3))))
+
+
+class RMSNorm(nn.Module):
+    """In float32 at least, and back: what decoders do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class DecoderBlock(nn.Module):
+    """Grouped queries with rotary positions, and a gated network."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, dim: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
+        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
+        self.q = nn.Linear(width, heads * dim, bias=False)
+        self.k, self.v = nn.Linear(width, kv_heads * dim, bias=False), nn.Linear(width, kv_heads * dim, bias=False)
+        self.o = nn.Linear(heads * dim, width, bias=False)
+        self.gate, self.up = nn.Linear(width, 18, bias=False), nn.Linear(width, 18, bias=False)
+        self.down, self.drop = nn.Linear(18, width, bias=False), nn.Dropout(0.1)
+
+    def turned(self, x: Tensor) -> Tensor:
+        half = self.dim // 2
+        angle = torch.arange(x.shape[2], device=x.device)[:, None] * 100.0 ** -(torch.arange(half) / half)
+        cos, sin = torch.cat([angle, angle], 1).cos().to(x), torch.cat([angle, angle], 1).sin().to(x)
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat([-b, a], -1) * sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        q, k, v = (f(y).view(*y.shape[:2], -1, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        repeats = self.heads // self.kv_heads
+        k, v = self.turned(k).repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        y = F.scaled_dot_product_attention(self.turned(q), k, v, is_causal=True)
+        x = x + self.drop(self.o(y.transpose(1, 2).flatten(2)))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Decoder(nn.Module):
+    """Embedding and head are one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(17, 12)
+        self.blocks = nn.ModuleList([DecoderBlock(12, 6, 3, 4), DecoderBlock(12, 4, 2, 4)])
+        self.norm, self.head = RMSNorm(12), nn.Linear(12, 17, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """torch's own encoder, with padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(17, 12), nn.Embedding(6, 12)
+        layer = nn.TransformerEncoderLayer(12, 3, 20, 0.1, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12), enable_nested_tensor=False)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        x = self.embed(x) + self.place.weight[: x.shape[1]]
+        x = self.layers(x, src_key_padding_mask=padding)
+        return self.head(x[:, 0])
+
+
+def images(batch: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    y = torch.arange(batch) % 4
+    x = torch.randn(batch, 3, 8, 8) * 0.3
+    x[torch.arange(batch), :, y // 2 * 4, y % 2 * 4] += 2
+    return (x,), y
+
+
+def sentences(batch: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The next token is this one plus 3."""
+    x = (torch.randint(17, (batch, 1)) + 3 * torch.arange(7)) % 17
+    return (x[:, :-1],), x[:, 1:]
+
+
+def padded(batch: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    x = torch.randint(17, (batch, 6))
+    return (x, 1 + torch.arange(batch) % 6), x[:, 0] % 4
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[tuple[Tensor, ...], Tensor]]]] = {
+    "vit": (ViT, images),
+    "resnet": (ResNet, images),
+    "decoder": (Decoder, sentences),
+    "encoder": (Encoder, padded),
+}
+each = pytest.mark.parametrize("name", MODELS)
+
+
+def cast(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+
+
+def gated(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> zg.Sparsified:
+    torch.manual_seed(0)
+    make, data = MODELS[name]
+    return zg.sparsify(make().to(dtype), cast(data(4)[0], dtype), unit=BOTH, **options)
+
+
+def half_open(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> zg.Sparsified:
+    """About half of each group closed, never all."""
+    sparse = gated(name, dtype, **options)
+    with torch.no_grad():
+        for group in sparse.groups:
+            sparse.logits[group.slice] = torch.where(torch.arange(group.units) % 2 == 0, 9.0, -9.0).to(sparse.logits)
+    return sparse
+
+
+def train(
+    model: nn.Module, name: str, optimizer: torch.optim.Optimizer, steps: int, extra: Callable[[], Tensor] | None = None
+) -> list[float]:
+    torch.manual_seed(1)
+    (x, y), losses = MODELS[name][1](32), []
+    x = cast(x, next(model.parameters()).dtype)
+    for _ in range(steps):
+        loss = F.cross_entropy(model(*x), y)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        (loss if extra is None else loss + extra()).backward()
+        optimizer.step()
+    return losses
+
+
+@each
+def test_everything_inside_can_be_removed(name: str) -> None:
+    sparse = half_open(name)
+    kinds = {group.kind for group in sparse.groups}
+    assert kinds == ({"channel"} if name == "resnet" else {"channel", "head"})
+    dense, cost = sparse.dense_cost, sparse.cost()
+    assert cost.params < 0.5 * dense.params
+    assert cost.macs < 0.5 * dense.macs
+    small = sparse.compact()
+    assert cost.params == sum(p.numel() for p in small.parameters())
+    assert all(row.reason in ("", "an output of the network") for row in sparse.report().rows)
+
+
+@each
+def test_a_compacted_model_trains_on(name: str) -> None:
+    small = half_open(name).compact()
+    assert small.training
+    optimizer = torch.optim.Adam(small.parameters(), lr=0.01)
+    before = copy.deepcopy(small.state_dict())
+    losses = train(small, name, optimizer, 20)
+    assert all(loss == loss for loss in losses)
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    for key, value in small.state_dict().items():  # also the statistics of BatchNorm
+        assert value.shape == before[key].shape
+        assert not torch.equal(value, before[key]) or "key" in key or "in_proj_bias" in key, key
+    x = MODELS[name][1](4)[0]
+    assert not torch.equal(small(*x), small(*x))  # dropout
+    assert torch.equal(small.eval()(*x), small(*x))
+
+
+@each
+def test_batch_norm_and_dropout_go_by_the_mode(name: str) -> None:
+    small = half_open(name).compact()
+    torch.manual_seed(2)
+    x = MODELS[name][1](4)[0]
+    norms = [m for m in small.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert bool(norms) == (name == "resnet")
+    assert all(m.num_features == len(m.running_mean) == len(m.weight) for m in norms)
+    counts = [int(m.num_batches_tracked) for m in norms]
+    small.eval()(*x)
+    assert [int(m.num_batches_tracked) for m in norms] == counts
+    small.train()(*x)
+    assert [int(m.num_batches_tracked) for m in norms] == [n + 1 for n in counts]
+    assert all(m.p > 0 and m.training for m in small.modules() if isinstance(m, nn.Dropout))
+
+
+@each
+def test_state_copies_and_pickles(name: str) -> None:
+    sparse = half_open(name)
+    small, other = sparse.compact(), sparse.compact()
+    train(small, name, torch.optim.SGD(small.parameters(), lr=0.1), 3)
+    x = MODELS[name][1](4)[0]
+    expected = small.eval()(*x)
+    assert not torch.equal(other.eval()(*x), expected)
+    other.load_state_dict(small.state_dict())
+    twins = [other, copy.deepcopy(small), pickle.loads(pickle.dumps(small))]
+    for twin in twins:
+        assert type(twin) is MODELS[name][0]
+        assert torch.equal(twin.eval()(*x), expected)
+        assert [n for n, _ in twin.named_parameters()] == [n for n, _ in small.named_parameters()]
+    train(twins[1].train(), name, torch.optim.SGD(twins[1].parameters(), lr=0.1), 2)  # of its own
+    assert torch.equal(small(*x), expected)
+    assert not torch.equal(twins[1].eval()(*x), expected)
+    if name == "decoder":
+        assert all(twin.head.weight is twin.embed.weight for twin in [small, *twins])
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+
+
+@each
+def test_modes_and_hooks_stay(name: str) -> None:
+    """Hooks of the user's, registered before and after the gates, are in the compacted model; none of zerogate's are."""
+    torch.manual_seed(0)
+    make, data = MODELS[name]
+    model, x = make(), data(4)[0]
+    frozen = [n for n, m in model.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.LayerNorm, nn.Dropout))][::2]
+    for path in frozen:
+        model.get_submodule(path).eval()
+    modes = {n: m.training for n, m in model.named_modules()}
+    model.register_forward_hook(Counts())
+    model.head.register_forward_pre_hook(Counts())
+    sparse = zg.sparsify(model, x, unit=BOTH)
+    model.head.register_full_backward_hook(Counts())
+    close_randomly(sparse, torch.Generator().manual_seed(0), "share")
+    small = sparse.compact()
+    assert {n: m.training for n, m in small.named_modules()} == modes
+    held = [
+        (n, kind, hook)
+        for n, m in small.named_modules()
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        for hook in getattr(m, kind).values()
+    ]
+    assert [(n, kind, type(hook)) for n, kind, hook in held] == [
+        ("", "_forward_hooks", Counts),
+        ("head", "_forward_pre_hooks", Counts),
+        ("head", "_backward_hooks", Counts),
+    ]
+    before = [hook.calls for _, _, hook in held]
+    small(*x).sum().backward()
+    assert [hook.calls - b for (_, _, hook), b in zip(held, before, strict=True)] == [1, 1, 1]
+
+
+@each
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_moments_go_along(name: str, kind: str) -> None:
+    sparse = half_open(name)
+    groups = sparse.param_groups(lr=0.01, gate_lr=0.0)
+    optimizer = torch.optim.AdamW(groups) if kind == "adamw" else torch.optim.SGD(groups, momentum=0.9)
+    train(sparse.model, name, optimizer, 8)
+    small = sparse.compact(optimizer=optimizer)
+    assert [id(p) for g in optimizer.param_groups for p in g["params"]] == [id(p) for p in small.parameters()]
+    moment = "exp_avg" if kind == "adamw" else "momentum_buffer"
+    assert all(optimizer.state[p][moment].shape == p.shape for p in small.parameters())
+    assert any(optimizer.state[p][moment].abs().sum() > 0 for p in small.parameters())
+    losses = train(small, name, optimizer, 20)
+    assert sum(losses[-3:]) < sum(losses[:3])
+    rest = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(rest)
+    train(small, name, optimizer, 1)
+
+
+GATES: dict[str, Callable[[], zg.Gate]] = {
+    "hard concrete": zg.HardConcrete,
+    "open at first": lambda: zg.HardConcrete(droprate_init=0.05),
+    "soft mask": lambda: zg.SoftMask(steps=5, final_temperature=50.0),
+}
+
+
+@each
+@pytest.mark.parametrize("kind", GATES)
+def test_gated_training_and_what_is_deployed(name: str, kind: str) -> None:
+    """Five steps: all losses and gradients finite, all parts learn; then gated in evaluation ≡ compacted."""
+    sparse = gated(name, torch.float64, gate=GATES[kind](), objective=zg.Penalty(0.1))
+    model = sparse.model
+    optimizer = torch.optim.Adam(sparse.param_groups(lr=0.01, gate_lr=0.2))
+    start = sparse.logits.detach().clone()
+    torch.manual_seed(3)
+    x, y = MODELS[name][1](16)
+    x = cast(x, torch.float64)
+    for _ in range(5):
+        loss = F.cross_entropy(model(*x), y) + sparse.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        assert loss.isfinite()
+        for key, p in [*model.named_parameters(), ("gates", sparse.logits)]:
+            assert p.grad is not None, key
+            assert p.grad.isfinite().all(), key
+        optimizer.step()
+        sparse.step()
+    assert (sparse.logits != start).all()
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    for spread in (0.0, 1.0, 3.0):
+        with torch.no_grad():
+            sparse.logits += spread * torch.randn(len(start), generator=generator)
+            z = sparse.gate.mask(sparse.logits)
+            small = sparse.compact().eval()
+            fresh = cast(MODELS[name][1](6)[0], torch.float64)
+            assert relative(model(*fresh), small(*fresh)) <= 1e-10
+        assert sparse.cost().params == sum(p.numel() for p in small.parameters())
+        if kind != "soft mask" and spread < 3:
+            assert ((z > 0) & (z < 1)).any()
+    assert not sparse.is_open().all()
+
+
+@each
+def test_gates_learn_to_close(name: str) -> None:
+    """Under a strong penalty gates close in training, with norms over what is left, and the network still learns."""
+    sparse = gated(name, gate=zg.HardConcrete(droprate_init=0.2), objective=zg.Penalty(1.0))
+    optimizer = torch.optim.Adam(sparse.param_groups(lr=0.01, gate_lr=0.1))
+    losses = train(sparse.model, name, optimizer, 40, sparse.loss)
+    assert all(loss == loss for loss in losses)
+    assert sparse.cost().params < sparse.dense_cost.params
+    small = sparse.compact()
+    x = MODELS[name][1](6)[0]
+    torch.testing.assert_close(small.eval()(*x), sparse.model.eval()(*x), atol=1e-4, rtol=1e-3)
+
+
+@each
+def test_gated_training_in_mixed_precision(name: str) -> None:
+    sparse = gated(name)
+    optimizer = torch.optim.Adam(sparse.param_groups(lr=0.01))
+    x, y = MODELS[name][1](8)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(sparse.model(*x).float(), y) + sparse.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in sparse.model.parameters())
+        assert sparse.logits.grad is not None
+        assert sparse.logits.grad.isfinite().all()
+    sparse.compact()
+
+
+@each
+@pytest.mark.parametrize("least, step", [(3, 1), (1, 4)])
+def test_widths_that_hardware_likes(name: str, least: int, step: int) -> None:
+    sparse = gated(name, torch.float64, min_channels=least, round_to=step)
+    generator = torch.Generator().manual_seed(0)
+    fresh = cast(MODELS[name][1](3)[0], torch.float64)
+    for _ in range(3):
+        close_randomly(sparse, generator)
+        small = sparse.compact().eval()
+        assert relative(sparse.model.eval()(*fresh), small(*fresh)) <= 1e-10
+        for group in sparse.groups:
+            kept = int(sparse.kept()[group.slice].sum())
+            assert group.kind == "head" or kept == group.units or (kept % step == 0 and kept >= least)
