@@ -538,12 +538,10 @@ class Maps(nn.Module):
         if kind == "split":
             return Split(rng, nd, n)
         if kind == "hour":  # down, and up again
-            inner, size = rng.randint(3, 6), "nearest" if rng.random() < 0.5 else None
-            up = CONV[nd](inner, n, 3, padding=1) if size else TRANSPOSED[nd](inner, n, 2, stride=2)
-            down = nn.Sequential(CONV[nd](n, inner, 3, 2, 1, padding_mode=rng.choice(["zeros", "circular"])), activation(rng))
-            if size:
-                return Lambda(lambda m, x: x + m.up(F.interpolate(m.down(x), size=x.shape[2:])), down=down, up=up)
-            return Lambda(lambda m, x: x + m.up(m.down(x)), down=down, up=up)
+            inner, mode = rng.randint(3, 6), rng.choice(["zeros", "circular"])
+            up = rng.choice([CONV[nd](inner, n, 3, padding=1), TRANSPOSED[nd](inner, n, 2, stride=2)])
+            down = nn.Sequential(CONV[nd](n, inner, 3, 2, 1, padding_mode=mode), activation(rng))
+            return Lambda(lambda m, x: x + F.interpolate(m.up(m.down(x)), x.shape[2:]), down=down, up=up)
         if kind == "spatial":  # where to look, from the mean and the largest of all channels
             look = CONV[nd](2, 1, 3, padding=1)
             return Lambda(

@@ -73,8 +73,8 @@ class RestoreScale:
             return output * scale
         shape = [1] * output.ndim
         shape[self.norm.dim] = len(bias)
-        bias = bias.view(shape)
-        return (output - bias) * scale + bias
+        shift = bias.view(shape)
+        return (output - shift) * scale + shift
 
 
 def attach(module: nn.Module, norm: Norm, weights: Callable[[], Tensor]) -> list[Any]:
