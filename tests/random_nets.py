@@ -565,7 +565,7 @@ class Maps(nn.Module):
             "resize": lambda m, x: F.interpolate(x, scale_factor=2).flatten(2)[..., : x[0, 0].numel()].view_as(x),
             "reshape": lambda m, x: x.flatten(2).transpose(1, 2).softmax(1).transpose(1, 2).reshape(x.shape),
             "dropout": lambda m, x: F.dropout(x, 0.3, m.training),
-            "inplace": lambda m, x: x.clone().relu_().add_(x).mul_(0.5),
+            "inplace": lambda m, x: x.clone().add_(x).mul_(0.5).relu_(),
         }
         return Lambda(plain.get(kind, plain["reshape"]))
 

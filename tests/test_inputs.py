@@ -358,8 +358,8 @@ def test_no_trace_in_the_model(unit: Any, asks: bool) -> None:
         assert torch.equal(x, given)
         assert x.grad is None
         assert torch.equal(torch.get_rng_state(), states[0])
-        assert (random.getstate() == states[1]) is True  # the states themselves would fill the screen
-        assert (np.random.get_state()[1] == states[2]).all()
+        same = random.getstate() == states[1], (np.random.get_state()[1] == states[2]).all()
+        assert same == (True, True)
 
     sparse = zg.sparsify(model, x, unit=unit, gate=zg.SoftMask())  # the start of a SoftMask is not random
     sparse.detach()

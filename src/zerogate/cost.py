@@ -149,6 +149,13 @@ class ChannelCost(CostModel):
     def _listeners(self) -> dict[str, Tensor]:
         """Which layers consume each group and which groups each layer makes, as padded index lists."""
         groups = len(self.structure.groups)
+        group_of_unit = self.structure.group_of_unit
+        distinct = {(n.labels.data_ptr(), len(n.labels)): n.labels for n in self.structure.norms}
+        under = []
+        for units in distinct.values():
+            on = group_of_unit[units[units >= 0]].unique().tolist()
+            under.append((*on, groups + 1) if (units < 0).any() else tuple(on))  # groups + 1: never dies
+        self._under_norms = list(dict.fromkeys(under))
         made: list[list[int]] = []
         consumers: list[list[int]] = [[] for _ in self.structure.groups]
         for c in self.structure.calls:
@@ -166,10 +173,9 @@ class ChannelCost(CostModel):
         """These groups and all that a norm takes statistics over together with one of them: while any of them is heard,
         the values of all must be right."""
         heard = dict.fromkeys(made)
-        for norm in self.structure.norms:
-            on = self.structure.group_of_unit[norm.labels[norm.labels >= 0]].unique().tolist()
+        for on in self._under_norms:
             if heard.keys() & set(on):
-                heard |= dict.fromkeys([*on, *([len(self.structure.groups) + 1] if (norm.labels < 0).any() else [])])
+                heard |= dict.fromkeys(on)
         return list(heard)
 
     def _widened(self) -> dict[str, Tensor]:

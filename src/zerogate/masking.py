@@ -9,6 +9,7 @@ before the registered parameter). The model's class, its `state_dict` and its pa
 from __future__ import annotations
 
 import fnmatch
+import gc
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -96,11 +97,12 @@ def sparsify(
         exclude = getattr(model, "dense_by_default", ()) if kinds == {"weight"} else ()
     excluded = _matching(model, exclude, "exclude")
     included = None if include is None else _matching(model, include, "include")
-    seen = watch(model, example_inputs, label_inputs=gate_inputs)
-    if kinds == {"weight"}:
-        structure = replace(build(seen, excluded), norms=())
-    else:
-        structure = removable(model, example_inputs, seen, excluded, included, kinds)
+    with _without_collector():
+        seen = watch(model, example_inputs, label_inputs=gate_inputs)
+        if kinds == {"weight"}:
+            structure = replace(build(seen, excluded), norms=())
+        else:
+            structure = removable(model, example_inputs, seen, excluded, included, kinds)
     return Sparsified(
         model,
         example_inputs,
@@ -375,6 +377,18 @@ class Sparsified(nn.Module):
 
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Copies of modules are many small objects at once, over which Python's garbage collector would run again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _kinds(unit: Unit | Collection[Unit]) -> frozenset[str]:

@@ -36,7 +36,7 @@ def removable(
         if structure.norms:
             _settle_norms(model, seen, structure)
             structure = make()
-        structure = settle(twin_of(model, seen.meta), inputs, seen, make, cut)
+        structure = settle(twin_of(model, seen.meta), inputs, seen, structure, make, cut)
     return structure
 
 

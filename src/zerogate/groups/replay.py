@@ -27,6 +27,7 @@ from zerogate.tensors import named_tensors
 _SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_norm", "native_group_norm"}
 _SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
 """Ops whose integers are sizes; what they mean shows in the shape of the result."""
+_NUMBERED = {*MOVES, *CUTS} - {"cat", "flatten", "transpose", "permute"}
 _ATTEMPTS = 12  # attributes tried for one line of code
 
 
@@ -221,6 +222,7 @@ def settle(
     model: nn.Module,
     inputs: Inputs,
     seen: Observations,
+    structure: Structure,
     build: Callable[[], Structure],
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
 ) -> Structure:
@@ -228,13 +230,15 @@ def settle(
 
     Args:
         model: a dense copy as it was watched.
-        build: makes the structure of what has been seen so far.
+        structure: of what has been seen.
+        build: makes it anew.
         cut: removes from a copy all but the kept units, bool [units].
     """
-    structure = build()
     passed = 0
     generator = torch.Generator().manual_seed(0)
-    while structure.units and passed < 2:  # twice: a size that is written down may be right by chance
+    # twice where sizes are given as numbers: one that is written down may be right by chance
+    enough = 2 if any(_demands(s) for s in seen.steps if s.name in _NUMBERED) else 1
+    while structure.units and passed < enough:
         kept = _some(structure, generator)
         stop = _try(model, inputs, seen, structure, kept, cut)
         passed = passed + 1 if stop is None else 0

@@ -171,12 +171,10 @@ def _grouped(
     number, held = places // len(free), places % len(free)
     # a class's axes, as a sum of random numbers: alike only where they are the same
     generator = torch.Generator().manual_seed(0)
-    random = torch.randint(-(2**62), 2**62, (len(names), 2), generator=generator)
-    signature = torch.zeros(len(free), 2, dtype=torch.int64)
-    signature.index_add_(0, held, random[number] * times[:, None])
-    signature[:, 0] += is_head
+    random = torch.randint(-(2**62), 2**62, (len(names),), generator=generator)
+    signature = torch.zeros(len(free), dtype=torch.int64).index_add_(0, held, random[number] * times) + is_head
     classes = held.unique()
-    _, which = signature[classes].unique(dim=0, return_inverse=True)
+    _, which = signature[classes].unique(return_inverse=True)
     groups: list[Group] = []
     unit_of = torch.full((len(free),), -1)
     taken: dict[str, int] = defaultdict(int)

@@ -35,8 +35,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for tensor in [*module._parameters.values(), *module._buffers.values()]:
-            if tensor is not None and tensor.is_floating_point() and id(tensor) not in memo:
-                memo[id(tensor)] = _on_meta(tensor)
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = _on_meta(tensor) if tensor.is_floating_point() else tensor.detach().clone()
     return quick_copy(model, memo)
 
 
@@ -57,7 +57,9 @@ def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
         elif name == "_modules":
             twin.__dict__[name] = {n: child if child is None else quick_copy(child, memo) for n, child in value.items()}
         elif name in ("_parameters", "_buffers"):
-            twin.__dict__[name] = {n: copy.deepcopy(x, memo) for n, x in value.items()}
+            twin.__dict__[name] = {
+                n: memo[id(x)] if id(x) in memo else copy.deepcopy(x, memo) for n, x in value.items()
+            }
         elif type(value) in (dict, OrderedDict, set) and not value:
             twin.__dict__[name] = type(value)()
         else:
