@@ -151,7 +151,8 @@ class PackedAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * self.inner, bias=rng.random() < 0.7)
         self.proj = nn.Linear(self.inner, width)
         self.way = rng.choice(["reshape", "reshape", "chunk", "unflatten"])
-        self.kind, self.ends = rng.choice(["fused", "softmax", "softmax", "channels"]), rng.choice(["flatten", "-1", "inner"])
+        self.kind = rng.choice(["fused", "softmax", "softmax", "channels"])
+        self.ends = rng.choice(["flatten", "-1", "inner"])
         normed = rng.random() < 0.3
         self.q_norm, self.k_norm = (nn.LayerNorm(self.head_dim) if normed else nn.Identity() for _ in range(2))
         self.bias = nn.Parameter(torch.randn(self.num_heads, tokens, tokens)) if rng.random() < 0.2 else None
@@ -306,14 +307,15 @@ class Block(nn.Module):
 
     def __init__(self, rng: Rng, width: int, tokens: int, memory: int) -> None:
         super().__init__()
-        kinds = ["packed", "packed", "grouped", "grouped", "torch", "mlp", "gated", "cross", "cross torch", "mixer", "conv", "both", "matrix"]
+        kinds = """packed packed packed grouped grouped grouped torch torch mlp mlp gated gated cross cross memory mixer
+        conv both matrix""".split()
         kind = rng.choice(kinds)
-        self.cross = kind.startswith("cross")
+        self.cross = kind in ("cross", "memory")
         if kind == "packed":
             self.body: nn.Module = PackedAttention(rng, width, tokens)
         elif kind in ("grouped", "cross"):
             self.body = GroupedAttention(rng, width, memory if self.cross else None)
-        elif kind in ("torch", "cross torch"):
+        elif kind in ("torch", "memory"):
             self.body = TorchAttention(rng, width, memory if self.cross else None)
         elif kind == "mixer":  # a network over the tokens
             self.body = Lambda(lambda m, x: m.mlp(x.transpose(1, 2)).transpose(1, 2), mlp=Mlp(rng, tokens))
@@ -378,7 +380,8 @@ class RandomSequence(nn.Module):
         self.first = token_norm(rng, width) if rng.random() < 0.3 else nn.Identity()
         self.trunk = Tokens(rng, width, tokens, rng.randint(1, 3))
         self.last = token_norm(rng, self.trunk.width)
-        self.end = rng.choice(["mean", "each", "pool", "tied" if self.words else "flat", "token" if self.token is not None else "mean"])
+        ends = ["mean", "each", "pool", "tied" if self.words else "flat"]
+        self.end = rng.choice(ends if self.token is None else [*ends, "token"])
         if self.end == "tied" and self.trunk.width != width:
             self.end = "each"
         out = self.trunk.width
@@ -636,7 +639,11 @@ class RandomPatches(nn.Module):
         if self.way == "unflatten":
             x = x.unflatten(2, (self.grid, self.grid))
         else:
-            x = x.reshape(b, c, self.grid, self.grid) if self.way == "reshape" else x.reshape(b, -1, self.grid, self.grid)
+            x = (
+                x.reshape(b, c, self.grid, self.grid)
+                if self.way == "reshape"
+                else x.reshape(b, -1, self.grid, self.grid)
+            )
         return self.head(self.back(x).mean((2, 3)))
 
 

@@ -437,3 +437,173 @@ def test_widths_that_hardware_likes(name: str, least: int, step: int) -> None:
         for group in sparse.groups:
             kept = int(sparse.kept()[group.slice].sum())
             assert group.kind == "head" or kept == group.units or (kept % step == 0 and kept >= least)
+
+
+# --- what random networks have found ----------------------------------------------------------------------------------
+
+
+def check_exact(model: nn.Module, x: Tensor, *styles: str | None) -> zg.Sparsified:
+    model = model.double()
+    sparse = zg.sparsify(model, x.double(), unit=BOTH)
+    generator = torch.Generator().manual_seed(0)
+    fresh = torch.randn(5, *x.shape[1:], dtype=torch.float64, generator=generator)
+    for style in styles or (None,) * 4:
+        close_randomly(sparse, generator, style)
+        small = sparse.compact().eval()
+        assert relative(model.eval()(fresh), small(fresh)) <= 1e-10
+        assert sparse.cost().params == sum(p.numel() for p in small.parameters())
+    return sparse
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_a_norm_listens_to_channels_that_stay_closed(norm: Callable[[int], nn.Module]) -> None:
+    """One channel of a closed group stays and counts in a norm that covers living groups, too: its value must be right."""
+
+    class Meeting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(6, 3)
+            self.body = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
+            self.norm = norm(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            x = x + self.body(x)
+            return self.head(self.norm(torch.cat([x, self.b(x)], -1)))
+
+    torch.manual_seed(0)
+    model, x = Meeting().double(), torch.randn(4, 3, dtype=torch.float64)
+    sparse = zg.sparsify(model, x)
+    for closed in (["a"], ["a", "b"], ["b"], ["a", "body.0"]):
+        with torch.no_grad():
+            for group in sparse.groups:
+                sparse.logits[group.slice] = -8.0 if group.name in closed else 8.0
+        small = sparse.compact().eval()
+        fresh = torch.randn(9, 3, dtype=torch.float64)
+        assert relative(model.eval()(fresh), small(fresh)) <= 1e-10
+        assert sparse.cost().params == sum(p.numel() for p in small.parameters())
+
+
+class InGroups(nn.Module):
+    """A norm in groups whose number is an attribute, or written down."""
+
+    def __init__(self, groups: int, written: bool) -> None:
+        super().__init__()
+        self.groups, self.written = groups, written
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.written:
+            return F.group_norm(x, 4)
+        return F.group_norm(x, self.groups)
+
+
+@pytest.mark.parametrize(
+    "layer, units",
+    [
+        (nn.GroupNorm(8, 8), 8),
+        (nn.GroupNorm(8, 8, affine=False), 8),
+        (nn.GroupNorm(4, 8), 4),
+        (nn.GroupNorm(2, 8), 2),
+        (nn.GroupNorm(1, 8), 8),
+        (nn.GroupNorm(1, 8, affine=False), 8),
+        (InGroups(4, False), 4),
+        (InGroups(8, False), 8),
+        (InGroups(4, True), None),  # written down: the channels stay
+        (nn.BatchNorm2d(8, affine=False, track_running_stats=False), 8),
+        (nn.InstanceNorm2d(8), 8),
+        (nn.InstanceNorm2d(8, affine=True, track_running_stats=True), 8),
+        (nn.LocalResponseNorm(3), None),
+        (nn.Conv2d(8, 8, 3, 1, 1, groups=4), 4),
+        (nn.Conv2d(8, 16, 3, 1, 1, groups=2), 4),
+        (nn.ConvTranspose2d(8, 8, 2, 2, groups=8), 8),
+        (nn.ConvTranspose2d(8, 8, 2, 2, groups=4), None),
+    ],
+)
+def test_layers_in_groups_between_convolutions(layer: nn.Module, units: int | None) -> None:
+    layer = copy.deepcopy(layer)
+    width = layer.out_channels if hasattr(layer, "out_channels") else 8
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), layer, nn.ReLU(), nn.Conv2d(width, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    sparse = check_exact(model, torch.randn(2, 3, 7, 7))
+    found = {g.name: g.units for g in sparse.groups}
+    assert found.get("0") == units
+    assert found["3"] == 5
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact()
+    for m in small.modules():
+        if isinstance(m, (nn.BatchNorm2d, nn.InstanceNorm2d)):
+            assert m.num_features == small[0].out_channels
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_with_and_without_parameters(norm: Any, affine: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), norm(6, elementwise_affine=affine), nn.Linear(6, 4), nn.Linear(4, 2))
+    sparse = check_exact(model, torch.randn(4, 3))
+    assert {g.name: g.units for g in sparse.groups} == {"0": 6, "2": 4}
+    assert sparse.compact()[1].normalized_shape == (sparse.kept()[:6].sum(),)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_first_layer_can_be_any(bias: bool) -> None:
+    rest = [nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)]
+    for first in (
+        nn.ConvTranspose2d(4, 4, 2, stride=2, groups=4, bias=bias),
+        nn.ConvTranspose2d(4, 4, 2, groups=2, bias=bias),
+        nn.Conv2d(4, 4, 3, groups=4, bias=bias),
+        nn.Conv2d(4, 4, 3, groups=2, bias=bias),
+        nn.GroupNorm(2, 4),
+        nn.BatchNorm2d(4),
+    ):
+        sparse = check_exact(nn.Sequential(first, *copy.deepcopy(rest)), torch.randn(2, 4, 6, 6))
+        assert {g.name: g.units for g in sparse.groups}.get("1") == 6
+
+
+def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a gated forward breaks off: the plain model is whole again, and the gated one runs on."""
+    torch.manual_seed(0)
+    model, x = ViT().eval(), torch.randn(2, 3, 8, 8)
+    plain, places = model(x), [{*vars(m)} for m in model.modules()]
+    sparse = zg.sparsify(model, x, unit=BOTH)
+    with torch.no_grad():
+        sparse.logits.normal_()
+    expected = model(x)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    for kind in (nn.LayerNorm, nn.MultiheadAttention, nn.GELU, nn.Linear, nn.Conv2d):
+        for training in (False, True):
+            with monkeypatch.context() as patch:
+                patch.setattr(kind, "forward", fails)
+                with pytest.raises(MemoryError):
+                    model.train(training)(x)
+            model.eval()
+            sparse.detach()
+            assert [{*vars(m)} for m in model.modules()] == places
+            assert torch.equal(model(x), plain)
+            sparse.attach()
+            assert torch.equal(model(x), expected)
+
+
+def test_an_activation_that_is_kept() -> None:
+    """Attention maps for a picture, a loss of a layer's own: part of a graph, which deepcopy refuses."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = nn.Linear(3, 6), nn.Linear(6, 2), {"map": None}
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last["map"] = torch.relu(self.a(x))
+            return self.b(self.last["map"])
+
+    model, x = Keeps(), torch.randn(4, 3)
+    model(x)
+    sparse = zg.sparsify(model, x)
+    (model(x).sum() + sparse.loss()).backward()
+    held = model.last["map"]
+    close_randomly(sparse, torch.Generator().manual_seed(0), "share")
+    small = sparse.compact()
+    assert model.last["map"] is held
+    assert held.grad_fn is not None
+    torch.testing.assert_close(small.eval()(x), model.eval()(x))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ X = (4, 2, 5, 5)
 
 def perceptron(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -409,7 +411,9 @@ def test_compacting_twice_gives_equal_modules() -> None:
         assert a is not b
         assert list(a.state_dict()) == list(b.state_dict())
         assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-        assert not {p.data_ptr() for p in a.parameters()} & {p.data_ptr() for p in [*b.parameters(), *model.parameters()]}
+        assert not {p.data_ptr() for p in a.parameters()} & {
+            p.data_ptr() for p in [*b.parameters(), *model.parameters()]
+        }
         assert a.zerogate_plan == b.zerogate_plan
         assert torch.equal(a.eval()(x), b.eval()(x))
 
@@ -622,7 +626,7 @@ def test_frozen_parameters_stay_frozen() -> None:
 def test_only_the_gates_of_a_frozen_model_train() -> None:
     model = Residual().requires_grad_(False)
     sparse = zg.sparsify(model, torch.randn(X))
-    weights, gates = sparse.param_groups(0.1)
+    weights, _ = sparse.param_groups(0.1)
     assert weights["params"] == []
     (model.train()(torch.randn(X)).square().mean() + sparse.loss()).backward()
     assert sparse.logits.grad is not None
@@ -690,9 +694,7 @@ ASKING: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", ASKING)
 def test_forwards_that_ask_for_values(kind: str) -> None:
     """A run without data cannot answer; one with data can."""
-    model = Lambda(
-        lambda m, x: m.c(torch.relu(m.b(ASKING[kind](x)))), b=nn.Linear(3, 5), c=nn.Linear(5, 2)
-    )
+    model = Lambda(lambda m, x: m.c(torch.relu(m.b(ASKING[kind](x)))), b=nn.Linear(3, 5), c=nn.Linear(5, 2))
     for sign in (1, -1):
         x = torch.randn(4, 3)
         assert groups(check_exact(model, sign * x.abs(), -sign * x.abs()[:3])) == {"b": 5}
@@ -739,3 +741,24 @@ def test_models_of_low_precision(dtype: torch.dtype) -> None:
     small = sparse.compact().eval()
     assert {p.dtype for p in small.parameters()} == {dtype}
     torch.testing.assert_close(small(x), model.eval()(x), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("where", ["no gradients", "autocast", "float64 by default", "deterministic"])
+def test_settings_of_torch_that_hold_around_it(where: str) -> None:
+    model, x = encoder(), torch.randn(2, 3, 5)
+    around = {"no gradients": torch.no_grad(), "autocast": torch.autocast("cpu", torch.bfloat16)}
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64 if where == "float64 by default" else default)
+        torch.use_deterministic_algorithms(where == "deterministic")
+        with around.get(where, nullcontext()):
+            sparse = zg.sparsify(model, x, unit=BOTH)
+            close_randomly(sparse, torch.Generator().manual_seed(0), "share")
+            small = sparse.compact()
+        (model.train()(x).sum() + sparse.loss()).backward()
+        assert sparse.logits.grad is not None
+    finally:
+        torch.set_default_dtype(default)
+        torch.use_deterministic_algorithms(False)
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
+    torch.testing.assert_close(small.eval()(x), model.eval()(x))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import zerogate as zg
 from random_nets import FAMILIES, RandomNetwork, layer_macs
@@ -49,19 +48,19 @@ def check(family: str, seed: int) -> None:
 slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
 
 
-@settings(max_examples=200, **slow)
+@settings(max_examples=220, **slow)
 @given(st.integers(0, 10**9))
 def test_feature_maps(seed: int) -> None:
     check("maps", seed)
 
 
-@settings(max_examples=200, **slow)
+@settings(max_examples=160, **slow)
 @given(st.integers(0, 10**9))
 def test_sequences(seed: int) -> None:
     check("sequences", seed)
 
 
-@settings(max_examples=100, **slow)
+@settings(max_examples=120, **slow)
 @given(st.integers(0, 10**9))
 def test_feature_maps_that_become_sequences(seed: int) -> None:
     check("patches", seed)
@@ -77,12 +76,14 @@ def test_the_count_of_layers_agrees_with_that_of_modules() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_networks_are_worth_testing(family: str) -> None:
-    """Most of these networks must be removable, or the properties above would say little."""
-    removable = total = heads = 0
+    """Most of these networks must be removable, also heads of most attentions, or the properties above say little."""
+    removable = total = attentions = heads = 0
     for seed in range(30):
+        torch.manual_seed(seed)
         model = FAMILIES[family](seed)
         x = model.inputs(2, torch.Generator().manual_seed(seed))
         total += sum(p.numel() for p in model.parameters())
+        attentions += sum("Attention" in type(m).__name__ for m in model.modules())
         try:
             sparse = zg.sparsify(model, x, unit=BOTH)
         except zg.WatchError:
@@ -90,5 +91,6 @@ def test_random_networks_are_worth_testing(family: str) -> None:
         with torch.no_grad():
             sparse.logits.fill_(-8.0)
         removable += sparse.dense_cost.params - sparse.cost().params
-        heads += any(group.kind == "head" for group in sparse.groups)
-    print(family, removable / total, heads)
+        heads += sum(group.kind == "head" for group in sparse.groups)
+    assert removable / total > 0.65
+    assert (attentions > 20 and heads > 20) or family == "maps"

@@ -152,9 +152,9 @@ class ChannelCost(CostModel):
         group_of_unit = self.structure.group_of_unit
         distinct = {(n.labels.data_ptr(), len(n.labels)): n.labels for n in self.structure.norms}
         under = []
-        for units in distinct.values():
-            on = group_of_unit[units[units >= 0]].unique().tolist()
-            under.append((*on, groups + 1) if (units < 0).any() else tuple(on))  # groups + 1: never dies
+        for normed in distinct.values():
+            on = group_of_unit[normed[normed >= 0]].unique().tolist()
+            under.append((*on, groups + 1) if (normed < 0).any() else tuple(on))  # groups + 1: never dies
         self._under_norms = list(dict.fromkeys(under))
         made: list[list[int]] = []
         consumers: list[list[int]] = [[] for _ in self.structure.groups]
@@ -296,7 +296,10 @@ class WeightCost(CostModel):
         self.dense = self.exact(torch.ones(units, dtype=torch.bool))
 
     def expected(self, p: Tensor) -> Cost:
-        sums = torch.stack([part.sum(dtype=torch.float64) for part in p.split(self._sizes)])
+        parts = p.split(self._sizes) if self._sizes else ()
+        sums = torch.stack([p.new_zeros((), dtype=torch.float64), *(part.sum(dtype=torch.float64) for part in parts)])[
+            1:
+        ]
         return Cost(sums.sum() + self._fixed_params, sums @ sums.new_tensor(self._macs) + self._fixed_macs)
 
     def kept(self, is_open: Tensor, logits: Tensor) -> Tensor:

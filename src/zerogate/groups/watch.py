@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import random
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -78,10 +80,17 @@ def _copied(model: nn.Module, function: Any) -> nn.Module:
 
 @contextmanager
 def kept_rng(model: nn.Module) -> Iterator[None]:
-    """Leaves the random state of the CPU and of the model's devices as it was."""
+    """Leaves the random state of the CPU and of the model's devices as it was, and that of Python and NumPy."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
-        yield
+    python, numpy = random.getstate(), sys.modules.get("numpy")  # a forward that draws from NumPy has imported it
+    drawn = numpy.random.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(drawn)
 
 
 def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Observations:
