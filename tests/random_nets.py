@@ -639,11 +639,7 @@ class RandomPatches(nn.Module):
         if self.way == "unflatten":
             x = x.unflatten(2, (self.grid, self.grid))
         else:
-            x = (
-                x.reshape(b, c, self.grid, self.grid)
-                if self.way == "reshape"
-                else x.reshape(b, -1, self.grid, self.grid)
-            )
+            x = x.reshape(b, c if self.way == "reshape" else -1, self.grid, self.grid)
         return self.head(self.back(x).mean((2, 3)))
 
 

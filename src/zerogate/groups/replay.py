@@ -488,7 +488,9 @@ def _give_up(
         further = None if whole.all() else _try(model, inputs, seen, structure, whole, cut)
         if further is None or further.step > stop.step:
             for s in steps:
-                if s is step or (s.place == step.place and s.name == step.name and s.name in (*MOVES, *CUTS)):
+                if s is step or (
+                    s.place[1] and s.place == step.place and s.name == step.name and s.name in (*MOVES, *CUTS)
+                ):
                     reason = located(stop.why, s.module, s.place)
                     seen.labels.freeze(torch.cat([what(s) for what in choice]), reason)
             return

@@ -187,9 +187,11 @@ class Tracer(TorchDispatchMode):
         return out
 
     def place(self) -> Place:
-        """The line of the user's code that is running."""
+        """The line of the user's code that is running; none where torch's own modules called each other from the start."""
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+            if frame.f_code.co_name == "call":  # what started the run; behind it lies whoever asked for it
+                return "", 0
             frame = frame.f_back  # type: ignore[assignment]
         return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
 
