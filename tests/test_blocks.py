@@ -394,6 +394,48 @@ def test_gated_training_and_what_is_deployed(name: str, kind: str) -> None:
 
 
 @each
+@pytest.mark.parametrize("training", [False, True])
+def test_open_gates_change_nothing(name: str, training: bool) -> None:
+    """Outputs and gradients are those of the plain model, also through norms and in training."""
+    torch.manual_seed(0)
+    make, data = MODELS[name]
+    model = make().double().train(training)
+    x, y = data(6)
+    x = cast(x, torch.float64)
+    runs = []
+    for gates in (False, True):
+        if gates:  # a mask that is 1 up to 1e-13, and draws nothing at random
+            zg.sparsify(model, x, unit=BOTH, gate=zg.SoftMask(initial_value=30.0))
+        model.zero_grad()
+        torch.manual_seed(4)
+        out = model(*x)
+        F.cross_entropy(out, y).backward()
+        runs.append([out.detach(), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+@each
+def test_copies_of_a_gated_model_in_training(name: str) -> None:
+    """An average, a deep copy, a pickle: taken while a draw and its graph are alive."""
+    sparse = gated(name)
+    with torch.no_grad():
+        sparse.logits.normal_()
+    train(sparse.model, name, torch.optim.SGD(sparse.param_groups(0.01)), 2, sparse.loss)
+    average = torch.optim.swa_utils.AveragedModel(sparse.model)
+    twins = copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))
+    x = MODELS[name][1](4)[0]
+    expected = sparse.model.eval()(*x)
+    assert torch.equal(average.eval()(*x), expected)
+    for twin in twins:
+        assert torch.equal(twin.model.eval()(*x), expected)
+        train(twin.model.train(), name, torch.optim.SGD(twin.param_groups(0.01)), 1, twin.loss)
+        assert torch.equal(sparse.model(*x), expected)  # of its own
+    small = sparse.compact(ema=average).eval()
+    torch.testing.assert_close(average.eval()(*x), small(*x))
+
+
+@each
 def test_gates_learn_to_close(name: str) -> None:
     """Under a strong penalty gates close in training, with norms over what is left, and the network still learns."""
     sparse = gated(name, gate=zg.HardConcrete(droprate_init=0.2), objective=zg.Penalty(1.0))
