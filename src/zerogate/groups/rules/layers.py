@@ -50,6 +50,9 @@ def _convolution(op: Op) -> Out:
     dims = (0, 1) if transposed else (1, 0)
     if groups == 1:
         made = op.watcher.layer(weight, bias, entering=vector, dims=dims, macs=macs, channel_dim=channel_dim)
+    elif transposed and groups == inputs == outputs and (vector is None or not vector.any()):
+        op.watcher.layer(weight, None, entering=None, dims=(None, None), macs=macs * outputs)
+        return None
     elif transposed and not groups == inputs == outputs:
         op.watcher.layer(weight, None, entering=None, dims=(None, None), macs=macs * inputs * outputs / groups)
         raise Freeze(f"transposed convolution in {groups} groups")
