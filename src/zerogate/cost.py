@@ -97,17 +97,18 @@ class ChannelCost(CostModel):
         self.structure = structure
         groups = len(structure.groups)
         self._rows = {axis: i for i, axis in enumerate(structure.axes)}
-        held = torch.zeros(len(self._rows), groups, dtype=torch.float64)
-        fixed = torch.zeros(len(self._rows), dtype=torch.float64)
-        self._groups_on: dict[Axis, list[int]] = {}
         group_of_unit = structure.group_of_unit
         sizes = torch.tensor([g.units for g in structure.groups], dtype=torch.float64)
-        for axis, units in structure.axes.items():
-            row = self._rows[axis]
-            fixed[row] = (units < 0).sum()
-            found = group_of_unit[units[units >= 0]]
-            held[row].index_add_(0, found, torch.ones(len(found), dtype=torch.float64))
-            self._groups_on[axis] = found.unique().tolist()
+        lengths, number, units = structure.in_line
+        rows = len(lengths)
+        fixed = torch.zeros(rows, dtype=torch.float64).index_add_(0, number, (units < 0).double())
+        number, on = number[units >= 0], group_of_unit[units[units >= 0]]
+        held = torch.zeros(rows * groups, dtype=torch.float64)
+        held = held.index_add_(0, number * groups + on, torch.ones(len(on), dtype=torch.float64)).view(rows, groups)
+        self._groups_on: dict[Axis, list[int]] = {axis: [] for axis in structure.axes}
+        by_row = list(self._groups_on.values())
+        for row, group in held.nonzero().tolist():
+            by_row[row].append(group)
         held /= sizes  # how often each unit of the group occurs
 
         terms: Multiset[tuple[tuple[int, ...], str]] = Multiset()
@@ -139,8 +140,8 @@ class ChannelCost(CostModel):
             "size": sizes,
             "least": torch.tensor([min_channels if g.kind == "channel" else 1 for g in structure.groups]).double(),
             "step": torch.tensor([round_to if g.kind == "channel" else 1 for g in structure.groups]).double(),
-            **self._listeners(),
         }
+        self._tensors |= self._listeners()
         self._tensors |= self._widened()
         self._depth = self._longest_chain()
         self._by_device: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._tensors}
@@ -150,6 +151,7 @@ class ChannelCost(CostModel):
         """Which layers consume each group and which groups each layer makes, as padded index lists."""
         groups = len(self.structure.groups)
         group_of_unit = self.structure.group_of_unit
+        partly = set(self._tensors["fixed"].nonzero().flatten().tolist())
         distinct = {(n.labels.data_ptr(), len(n.labels)): n.labels for n in self.structure.norms}
         under = []
         for normed in distinct.values():
@@ -162,8 +164,8 @@ class ChannelCost(CostModel):
             if c.consumes in self._groups_on:
                 for g in self._groups_on[c.consumes]:
                     consumers[g].append(len(made))
-                units = None if c.produces is None else self.structure.axes.get(c.produces)
-                lasting = c.produces is None or units is None or bool((units < 0).any())
+                row = None if c.produces is None else self._rows.get(c.produces)
+                lasting = row is None or row in partly
                 made.append([groups + 1] if lasting else self._heard_through_norms(self._groups_on[c.produces]))  # type: ignore[index]
         self._made, self._consumers = made, consumers
         # index `groups` is padding (dead with certainty: neutral in a product), `groups + 1` a layer that never dies
@@ -199,8 +201,8 @@ class ChannelCost(CostModel):
         level = [0] * len(self.structure.groups)
         for _ in level:  # at most: a network with a cycle (shared layers) never settles
             before = list(level)
-            for g, layers in enumerate(self._consumers):
-                below = [before[h] + 1 for layer in layers for h in self._made[layer] if h < len(level)]
+            for g in reversed(range(len(level))):  # from the end of the network on, mostly
+                below = [level[h] + 1 for layer in self._consumers[g] for h in self._made[layer] if h < len(level)]
                 level[g] = max(below, default=0)
             if level == before:
                 break

@@ -35,21 +35,24 @@ def make_plan(model: nn.Module, structure: Structure, kept: Tensor) -> Plan:
     kept = kept.cpu()
     present = kept.clone()  # inputs arrive whether a layer still takes them or not
     present[torch.tensor(sorted(structure.inputs), dtype=torch.int64)] = True
-    for axis, units in structure.axes.items():
-        stays = (units < 0) | kept[units]
-        if not stays.all():
-            plan.keep[axis] = stays.nonzero().flatten()
-    for c in structure.calls:
+    sizes, number, units = structure.in_line
+    stays = (units < 0) | kept[units]
+    cut = set(number[~stays].unique().tolist())
+    for i, (axis, here) in enumerate(zip(structure.axes, stays.split(sizes) if sizes else (), strict=True)):
+        if i in cut:
+            plan.keep[axis] = here.nonzero().flatten()
+    for c in structure.calls if structure.inputs else ():
         if c.consumes in plan.keep:
             units = structure.axes[c.consumes]
             arrives = (units < 0) | present[units]
             stays = (units < 0) | kept[units]
             if not torch.equal(arrives, stays):
                 plan.select[c.layer] = (c.channel_dim, stays[arrives].nonzero().flatten())
+    modules = dict(model.named_modules(remove_duplicate=False)) if structure.repairs else {}
     for repair in structure.repairs:
         size = int(((repair.rows < 0) | kept[repair.rows]).any(1).sum())
         key = repair.module, repair.attribute
-        held = getattr(model.get_submodule(repair.module), repair.attribute)
+        held = getattr(modules[repair.module], repair.attribute)
         if repair.entry is None:
             if size != held:
                 plan.attributes[key] = size
@@ -67,6 +70,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Slices a model's tensors in place, corrects the sizes its layers state, and puts input selections in front."""
     names = tied_names(model)
     first = dict(named_tensors(model))
+    modules = dict(model.named_modules(remove_duplicate=False))
     by_tensor: dict[str, dict[int, Tensor]] = {}
     for (name, dim), indices in plan.keep.items():
         by_tensor.setdefault(name, {})[dim] = indices
@@ -74,12 +78,16 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     for name, dims in by_tensor.items():
         old = first[name]
         data = old.detach()
-        for dim, indices in dims.items():
-            data = data.index_select(dim, indices.to(data.device))
+        if data.is_meta:
+            size = [len(dims[d]) if d in dims else n for d, n in enumerate(data.shape)]
+            data = torch.empty(size, dtype=data.dtype, device="meta")
+        else:
+            for dim, indices in dims.items():
+                data = data.index_select(dim, indices.to(data.device))
         if old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
             data = data.contiguous(memory_format=torch.channels_last)
         new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-        touched |= put(model, names[name], new)
+        touched |= put(modules, names[name], new)
     for path, called in plan.attention.items():
         module = model.get_submodule(path)
         if isinstance(module, nn.MultiheadAttention):  # not where it is watched: there something else stands in for it
@@ -87,12 +95,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.attention:
         unnest(model)
     for (path, attribute), value in plan.attributes.items():
-        module = model.get_submodule(path)
+        module = modules[path]
         held = getattr(module, attribute)
         setattr(module, attribute, tuple(value) if isinstance(held, tuple) and isinstance(value, list) else value)
     for module in touched:
         _state_sizes(module)
-    modules = dict(model.named_modules(remove_duplicate=False))
     for layer, (dim, indices) in plan.select.items():
         select = selection(dim, indices).to(next(modules[layer].parameters()).device)
         chosen = nn.Sequential(select, modules[layer]).train(modules[layer].training)

@@ -36,7 +36,8 @@ def removable(
         if structure.norms:
             _settle_norms(model, seen, structure)
             structure = make()
-        structure = settle(twin_of(model, seen.meta), inputs, seen, structure, make, cut)
+        twin = twin_of(model, meta=False) if seen.twin is None else seen.twin
+        structure = settle(twin, inputs, seen, structure, make, cut)
     return structure
 
 

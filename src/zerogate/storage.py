@@ -290,6 +290,7 @@ def _fill(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor]) 
         raise CheckpointError(
             f"does not hold the tensors its plan promises; damaged: {', '.join(map(short, wrong[:3]))}"
         )
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in sorted(lasting | (transient & tensors.keys())):
         held = tensors[name]
         if name in channels_last:
@@ -297,11 +298,9 @@ def _fill(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor]) 
         if isinstance(expected.get(name), nn.Parameter):
             held = nn.Parameter(held, requires_grad=name not in frozen)
         if name in all_names:
-            put(model, all_names[name], held)
-        elif owner_of(name) in (owners := dict(model.named_modules())):
-            buffers = owners[owner_of(name)]._buffers
-            if name.rpartition(".")[2] in buffers:  # registered as None, a cache that was empty
-                put(model, [name], held)
+            put(modules, all_names[name], held)
+        elif owner_of(name) in modules and name.rpartition(".")[2] in modules[owner_of(name)]._buffers:
+            put(modules, [name], held)  # registered as None, a cache that was empty
 
 
 def _field(header: dict[str, Any], key: str, kind: type) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, each once, by their first name."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if id(tensor) not in seen:
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield (f"{prefix}.{name}" if prefix else name), tensor
 
@@ -34,11 +34,14 @@ def owner_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def put(model: nn.Module, names: Sequence[str], tensor: Tensor) -> set[nn.Module]:
-    """Replaces a parameter or buffer under all its names; returns the modules that own it."""
+def put(modules: Mapping[str, nn.Module], names: Sequence[str], tensor: Tensor) -> set[nn.Module]:
+    """Replaces a parameter or buffer under all its names; returns the modules that own it.
+
+    ``modules``: all of the model's, with those it holds twice under both names."""
     owners = set()
     for name in names:
-        module, attribute = model.get_submodule(owner_of(name)), name.rpartition(".")[2]
+        owner, _, attribute = name.rpartition(".")
+        module = modules[owner]
         (module._parameters if attribute in module._parameters else module._buffers)[attribute] = tensor  # type: ignore[assignment]
         owners.add(module)
     return owners

@@ -34,8 +34,9 @@ class Labels:
         """Ties a[i] to b[i] for every i where both are labels; shapes broadcast."""
         if a is b:
             return
-        a, b = torch.broadcast_tensors(a, b)
-        a, b = narrow_constant(a, b)
+        if a.ndim != 1 or a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)
+            a, b = narrow_constant(a, b)
         different = (a != b) & (a != 0) & (b != 0)
         if different.any():
             pairs = torch.stack([a[different], b[different]])
@@ -107,9 +108,9 @@ class Labels:
 
 def narrow_constant(*labels: Tensor) -> list[Tensor]:
     """Cuts dimensions along which every one of these equally shaped label tensors is expanded down to length 1."""
-    shape, ndim = labels[0].shape, labels[0].ndim
-    for dim in range(ndim):
-        if shape[dim] > 1 and all(t.stride(dim) == 0 for t in labels):
+    strides = [t.stride() for t in labels]
+    for dim, n in enumerate(labels[0].shape):
+        if n > 1 and all(s[dim] == 0 for s in strides):
             labels = tuple(t.narrow(dim, 0, 1) for t in labels)
     return list(labels)
 
@@ -141,11 +142,13 @@ def varying_dims(labels: Tensor) -> list[int]:
 
 def along(labels: Tensor, dim: int) -> Tensor:
     """Labels as rows, [size of dim, everything else that varies]."""
-    labels = labels.movedim(dim, -1)
-    for d in range(labels.ndim - 1):
-        if labels.shape[d] > 1 and labels.stride(d) == 0:
-            labels = labels.narrow(d, 0, 1)
-    return labels.reshape(-1, labels.shape[-1]).T
+    dim %= labels.ndim
+    shape, stride = labels.shape, labels.stride()
+    size = [n if d == dim or s else 1 for d, (n, s) in enumerate(zip(shape, stride, strict=True))]
+    if labels.numel() and max(size) == (n := size[dim]) and sum(s > 1 for s in size) <= 1:  # they vary along it alone
+        return labels.as_strided((n, 1), (stride[dim], 1))
+    labels = labels.as_strided(size, stride)
+    return labels.movedim(dim, -1).reshape(-1, size[dim]).T
 
 
 def over(labels: Tensor, dims: Iterable[int]) -> Tensor:

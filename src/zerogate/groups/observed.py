@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from zerogate.groups.labels import Labels
+from zerogate.groups.shapes import bind, like
 
 Axis = tuple[str, int]
 """A dimension of a parameter or buffer: (its name in the model, dim)."""
@@ -104,9 +106,20 @@ class Step:
     moved a list with the labels along each of its dimensions."""
 
     def bound(self) -> dict[str, Any]:
-        arguments = self.func._schema.arguments
-        bound = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        return bound | dict(zip((a.name for a in arguments), self.args, strict=False)) | self.kwargs
+        return bind(self.func, self.args, self.kwargs)
+
+    @cached_property
+    def scalars(self) -> list[Any]:
+        """All numbers and words among the arguments, in order."""
+        return scalars_among((self.args, self.kwargs))
+
+
+def scalars_among(arguments: Any) -> list[Any]:
+    if isinstance(arguments, (list, tuple)):
+        return [x for item in arguments for x in scalars_among(item)]
+    if isinstance(arguments, dict):
+        return scalars_among(list(arguments.values()))
+    return [arguments] if isinstance(arguments, (bool, int, float, str)) else []
 
 
 @dataclass
@@ -133,6 +146,8 @@ class Observations:
     """Module → labels of what it was last called with."""
     hopeless: set[tuple[tuple[str, int], str]] = field(default_factory=set)
     """Lines of code for which no attribute, or no tie, was found."""
+    twin: nn.Module | None = None
+    """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
     settled_at: int = -1
     """The state of the labels in which all boxes were found whole."""
 
@@ -155,6 +170,6 @@ class Observations:
                 return x
             if not self.meta:
                 return x.detach().clone()
-            return torch.empty_like(x, device="meta") if x.is_floating_point() else tracer.known(x)
+            return like(x) if x.is_floating_point() else tracer.known(x)
 
         return tree_map(prepare, inputs)

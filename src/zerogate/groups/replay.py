@@ -8,6 +8,7 @@ of that op stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from zerogate.errors import first_line
 from zerogate.groups.labels import labels_in, narrow_constant
-from zerogate.groups.observed import Observations, Repair, Step
+from zerogate.groups.observed import Observations, Repair, Step, scalars_among
 from zerogate.groups.rules import CUTS, MOVES
+from zerogate.groups.shapes import bind
 from zerogate.groups.structure import Structure, repairs_of
 from zerogate.groups.trace import LAYOUT, Tracer, quick_copy, tensors_among
 from zerogate.groups.watch import Inputs, call, located
@@ -44,7 +46,7 @@ class Sizes:
 
     def __init__(self, kept: Tensor) -> None:
         self.kept = kept
-        self._shapes: dict[tuple[int, tuple[int, ...], tuple[int, ...]], tuple[int, ...] | None] = {}
+        self._shapes: dict[Any, tuple[int, ...] | None] = {}
         self._alive: list[Tensor] = []
 
     def shape(self, full: tuple[int, ...], labels: Any) -> tuple[int, ...] | None:
@@ -54,20 +56,23 @@ class Sizes:
         if isinstance(labels, list):
             shapes = [self.shape(full, found) for found in labels]
             return None if None in shapes else tuple(min(sizes) for sizes in zip(*shapes, strict=True))
-        key = labels.data_ptr(), full, labels.stride()
+        stride = labels.stride()
+        key = labels.data_ptr(), full, stride
         if key not in self._shapes:
             self._alive.append(labels)
-            (narrow,) = narrow_constant(labels)
-            stays = self.kept[narrow]
-            left, count = [], 1
-            for d in range(narrow.ndim):
-                n = full[d]
-                if narrow.shape[d] > 1:
-                    others = [i for i in range(narrow.ndim) if i != d and narrow.shape[i] > 1]
-                    n = int((stays.any(dim=others) if others else stays).sum())
-                    count *= n
-                left.append(n)
-            self._shapes[key] = tuple(left) if int(stays.sum()) == count else None
+            vary = [d for d, (n, step) in enumerate(zip(full, stride, strict=True)) if n > 1 and step]
+            left = [*full]
+            if len(vary) == 1:
+                (d,) = vary
+                left[d] = int(self.kept[labels.as_strided((full[d],), (stride[d],))].sum())
+                self._shapes[key] = tuple(left)
+            else:
+                (narrow,) = narrow_constant(labels)
+                stays = self.kept[narrow]
+                for d in vary:
+                    left[d] = int(stays.any(dim=[i for i in vary if i != d]).sum())
+                whole = int(stays.sum()) == math.prod(left[d] for d in vary) if vary else bool(stays.all())
+                self._shapes[key] = tuple(left) if whole else None
         return self._shapes[key]
 
     def count(self, rows: Tensor) -> int:
@@ -75,8 +80,8 @@ class Sizes:
 
 
 class _Replay(Tracer):
-    def __init__(self, model: nn.Module, steps: list[Step], sizes: Sizes, meta: bool) -> None:
-        super().__init__(model, meta)
+    def __init__(self, steps: list[Step], sizes: Sizes, meta: bool) -> None:
+        super().__init__(meta)
         self.steps, self.sizes, self.at, self.running = steps, sizes, 0, False
 
     def before(self, func: Any) -> None:
@@ -90,7 +95,7 @@ class _Replay(Tracer):
             raise _Left(_wrong_size(self.steps[self.at]) if cut else "the forward takes another way")
         self.running = True
 
-    def visit(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
         if func.overloadpacket.__name__ in LAYOUT:
             return
         self.running = False
@@ -100,17 +105,15 @@ class _Replay(Tracer):
             if shape != self.sizes.shape(full, labels) and 0 not in full:
                 raise _Left(_wrong_size(step))
         if step.name not in _SIZED:
-            old, new = _scalars((step.args, step.kwargs)), _scalars((args, kwargs))
-            if old != new:
+            if step.scalars != scalars_among((args, kwargs)):
                 raise _Left(f"{step.name} with a number that depends on the size")
         elif step.name in ("slice", "narrow", "select"):
-            bound, given = step.bound(), dict(zip((a.name for a in func._schema.arguments), args, strict=False))
-            wanted = dict(_starts(step, bound, self.sizes))
-            for key, start in wanted.items():
-                if (given | kwargs).get(key) not in (start, None):
+            given = bind(func, args, kwargs)
+            for key, start in _starts(step, step.bound(), self.sizes):
+                if given.get(key) not in (start, None):
                     raise _Left(_wrong_size(step))
         elif "group_norm" in step.name:
-            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+            given = bind(func, args, kwargs)
             if any(
                 self.sizes.count(rows) not in (given.get("num_groups"), given.get("group"))
                 for _, rows in _demands(step)
@@ -121,14 +124,6 @@ class _Replay(Tracer):
 
 class _Left(Exception):
     pass
-
-
-def _scalars(arguments: Any) -> list[Any]:
-    if isinstance(arguments, (list, tuple)):
-        return [x for item in arguments for x in _scalars(item)]
-    if isinstance(arguments, dict):
-        return _scalars(list(arguments.values()))
-    return [arguments] if isinstance(arguments, (bool, int, float, str)) else []
 
 
 def _wrong_size(step: Step) -> str:
@@ -201,7 +196,7 @@ def _demands(step: Step) -> list[tuple[int, Tensor]]:
 
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
     """Runs a smaller model beside the record; where and why it leaves it, or None. ``twin`` is used up."""
-    mode = _Replay(twin, seen.steps, sizes, seen.meta)
+    mode = _Replay(seen.steps, sizes, seen.meta)
     inputs = seen.prepared(inputs, mode)
     try:
         with torch.inference_mode(), mode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,11 +65,18 @@ class Structure:
     def units(self) -> int:
         return self.groups[-1].slice.stop if self.groups else 0
 
-    @property
+    @cached_property
     def group_of_unit(self) -> Tensor:
         """int64 [units]."""
         sizes = torch.tensor([g.units for g in self.groups], dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(self.groups)), sizes)
+
+    @cached_property
+    def in_line(self) -> tuple[list[int], Tensor, Tensor]:
+        """All of `axes` one after another: their sizes, the number of its axis for each index, and its unit."""
+        sizes = [len(units) for units in self.axes.values()]
+        number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
+        return sizes, number, torch.cat([*self.axes.values(), torch.empty(0, dtype=torch.int64)])
 
 
 def build(
@@ -93,16 +101,16 @@ def build(
             seen.labels.freeze(vector, seen.read_otherwise[tensor])
     _settle_boxes(seen)
     root, reasons = seen.labels.roots(), seen.labels.reasons()
-    axes = {axis: root[vector] for axis, vector in seen.axes.items()}  # root[0] is 0
+    names = list(seen.axes)
+    lengths = [len(v) for v in seen.axes.values()]
+    number = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(lengths, dtype=torch.int64))
+    held = root[torch.cat([*seen.axes.values(), torch.empty(0, dtype=torch.int64)])]  # root[0] is 0
+    axes = dict(zip(names, held.split(lengths), strict=True)) if names else {}
 
     consumed = {c.consumes for c in seen.calls if c.consumes}
     produced = {c.produces for c in seen.calls if c.produces} | seen.sources
     _freeze_inputs(seen, root, axes, produced, reasons)
     input_roots = set(root[seen.inputs].tolist())
-    names = list(axes)
-    sizes = torch.tensor([len(v) for v in axes.values()], dtype=torch.int64)
-    number = torch.repeat_interleave(torch.arange(len(names)), sizes)
-    held = torch.cat([*axes.values(), torch.empty(0, dtype=torch.int64)])
     wanted = [a in produced and (include is None or owner_of(a[0]) in include) for a in names]
     none = torch.zeros(len(root), dtype=torch.bool)
 
@@ -127,13 +135,14 @@ def build(
     refused = {}
     stays = ~free
     stays[0] = False
-    for axis, vector in axes.items():
-        frozen = vector[stays[vector]].unique().tolist()
-        if frozen and not set(frozen) <= input_roots:
-            refused[axis] = reasons[frozen[0]]
+    hit = stays[held]
+    for i, group in zip(*_by_number(number[hit], held[hit]), strict=True):
+        if not set(group) <= input_roots:
+            refused[names[i]] = reasons[min(group)]
+    units = unit_of[held]
+    some = set(number[units >= 0].unique().tolist())
+    held_axes = {a: u for i, (a, u) in enumerate(zip(names, units.split(lengths), strict=True)) if i in some}
     unit_of = unit_of[root]
-    units = {axis: unit_of[vector] for axis, vector in seen.axes.items()}
-    held_axes = {axis: v for axis, v in units.items() if (v >= 0).any()}
     owners = {owner_of(name) for name, _ in held_axes}
     norms = (replace(n, labels=unit_of[n.labels]) for n in seen.norms)
     return Structure(
@@ -197,6 +206,12 @@ def _grouped(
         unit_of[members] = torch.arange(start, stop)
         start = stop
     return groups, unit_of
+
+
+def _by_number(number: Tensor, values: Tensor) -> tuple[list[int], list[list[int]]]:
+    """The distinct numbers, in ascending order, and the values that stand with each."""
+    distinct, counts = number.unique_consecutive(return_counts=True)
+    return distinct.tolist(), [part.tolist() for part in values.split(counts.tolist())] if len(distinct) else []
 
 
 def _by_first(classes: Tensor, which: Tensor) -> list[tuple[int, Tensor]]:

@@ -11,6 +11,7 @@ import copy
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zerogate.groups.rules import UnknownValue
+from zerogate.groups.rules.op import replaced
+from zerogate.groups.shapes import arguments_of, like, result_of
 
 Place = tuple[str, int]
 """File and line of the user's code."""
@@ -46,32 +49,38 @@ def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
-    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-    if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own):
+    if not _copied_plainly(kind):
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
+    own = twin.__dict__
     for name, value in vars(module).items():
-        if type(value) in _ATOMS:
-            twin.__dict__[name] = value
+        of = type(value)
+        if of in _ATOMS:
+            own[name] = value
+        elif of in _HOLDERS and not value:
+            own[name] = of()
         elif name == "_modules":
-            twin.__dict__[name] = {n: child if child is None else quick_copy(child, memo) for n, child in value.items()}
+            own[name] = {n: child if child is None else quick_copy(child, memo) for n, child in value.items()}
         elif name in ("_parameters", "_buffers"):
-            twin.__dict__[name] = {
-                n: memo[id(x)] if id(x) in memo else copy.deepcopy(x, memo) for n, x in value.items()
-            }
-        elif type(value) in (dict, OrderedDict, set) and not value:
-            twin.__dict__[name] = type(value)()
+            own[name] = {n: memo[id(x)] if id(x) in memo else copy.deepcopy(x, memo) for n, x in value.items()}
         else:
-            twin.__dict__[name] = copy.deepcopy(value, memo)
+            own[name] = copy.deepcopy(value, memo)
     return twin
 
 
+@cache
+def _copied_plainly(kind: type) -> bool:
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
+
+
 _ATOMS = {int, float, bool, str, type(None), type, torch.dtype, torch.device, torch.Size}
+_HOLDERS = {dict, OrderedDict, set}
 
 
 def _on_meta(x: Tensor) -> Tensor:
-    empty = torch.empty_like(x, device="meta")
+    empty = like(x)
     return nn.Parameter(empty, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else empty
 
 
@@ -79,40 +88,64 @@ def tensors_among(arguments: Any) -> list[Tensor]:
     """Tensors among an op's arguments or results, in order."""
     if isinstance(arguments, Tensor):
         return [arguments]
-    if isinstance(arguments, (list, tuple)):
-        return [x for item in arguments for x in tensors_among(item)]
-    return tensors_among(list(arguments.values())) if isinstance(arguments, dict) else []
-
-
-def replaced(arguments: Any, function: Callable[[Any], Any]) -> Any:
-    """An op's arguments with the function applied to everything in them."""
-    if isinstance(arguments, (list, tuple)):
-        return type(arguments)([replaced(x, function) for x in arguments])
+    found: list[Tensor] = []
     if isinstance(arguments, dict):
-        return {k: replaced(x, function) for k, x in arguments.items()}
-    return function(arguments)
+        arguments = arguments.values()
+    elif not isinstance(arguments, (list, tuple)):
+        return found
+    for x in arguments:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (list, tuple, dict)):
+            found += tensors_among(x)
+    return found
+
+
+class ById:
+    """What is known of tensors, by identity. Holds the tensors, too: on the meta device they take no memory."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Tensor, Any]] = {}
+
+    def get(self, x: Tensor, default: Any = None) -> Any:
+        found = self._held.get(id(x))
+        return default if found is None else found[1]
+
+    def pop(self, x: Tensor, default: Any = None) -> Any:
+        found = self._held.pop(id(x), None)
+        return default if found is None else found[1]
+
+    def __setitem__(self, x: Tensor, value: Any) -> None:
+        self._held[id(x)] = x, value
 
 
 class Tracer(TorchDispatchMode):
     """Calls `visit` for every op that a model runs.
 
     Args:
-        model: run under this mode; hooks are put on its modules.
         meta: run on the meta device, whatever device the tensors say.
     """
 
-    def __init__(self, model: nn.Module, meta: bool) -> None:
+    def __init__(self, meta: bool) -> None:
         super().__init__()
         self.meta = meta
         self.stack: list[str] = []
-        self._values = WeakTensorKeyDictionary()
-        self._shapes = WeakTensorKeyDictionary()
+        self._values = self.by_tensor()
+        self._shapes = self.by_tensor()
         self._stale: dict[int, Any] = {}  # held, so that no other storage takes their place
+
+    def by_tensor(self) -> Any:
+        """A dict of tensors that does not keep data alive."""
+        return ById() if self.meta else WeakTensorKeyDictionary()
+
+    def follow(self, model: nn.Module) -> None:
+        """Keeps `stack`, the names of the modules whose forwards are running, with hooks on the model."""
         for prefix, module in model.named_modules():
             module.register_forward_pre_hook(_Enter(self, prefix), prepend=True, with_kwargs=True)
             module.register_forward_hook(_Leave(self.stack), always_call=True)
 
-    def visit(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
+        """Called after an op has run; ``tensors`` are those among its arguments."""
         raise NotImplementedError
 
     def before(self, func: Any) -> None:
@@ -143,48 +176,62 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.before(func)
-        if self.meta:
-            args, kwargs = replaced(args, self.known), replaced(kwargs, self.known)
-            out = self._without_data(func, args, kwargs)
-        else:
+        tensors = tensors_among(args)
+        if kwargs:
+            tensors += tensors_among(kwargs)
+        if not self.meta:
             out = func(*args, **kwargs)
-        self.visit(func, args, kwargs, out)
+        else:
+            if any(not x.is_meta for x in tensors):
+                args, kwargs = replaced(args, self.known), replaced(kwargs, self.known)
+                tensors = tensors_among((args, kwargs))
+            out = self._without_data(func, args, kwargs, tensors)
+        self.visit(func, args, kwargs, tensors, out)
         return out
 
-    def _without_data(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensors = tensors_among((args, kwargs))
-        values = {id(x): self.value_of(x) for x in tensors}
-        known = all(v is not None for v in values.values())
+    def _without_data(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         name = func.overloadpacket.__name__
+        values = {id(x): self.value_of(x) for x in tensors}
+        known = None not in values.values()
         if name in _ASKS:
             if not known:
                 raise UnknownValue(name)
             return func(*_replace(args, values), **_replace(kwargs, values))
-        if name in _ONE_TYPE and len({x.dtype for x in tensors}) > 1:
+        if name in _ONE_TYPE and any(x.dtype is not tensors[0].dtype for x in tensors):
             raise UnknownValue(name)  # without data not all of these complain
-        arguments = func._schema.arguments
+        if not known:
+            out = result_of(name, args, kwargs, tensors)
+            if out is not None:
+                if out is args[0]:
+                    self._forget(func, args, values)
+                return out
         real_args, real_kwargs = args, kwargs
         if any(isinstance(x, torch.device) for x in (*args, *kwargs.values())):
             args, kwargs = _on(args, _META), _on(kwargs, _META)
             real_args, real_kwargs = _on(real_args, torch.device("cpu")), _on(real_kwargs, torch.device("cpu"))
-        elif not tensors and any(a.name == "device" for a in arguments):
+        elif not tensors and any(device for *_, device in arguments_of(func)):
             kwargs = {**kwargs, "device": _META}
-        out = _shaped(name, args, kwargs, tensors)
-        if out is None:
-            out = func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if not known:
+            self._forget(func, args, values)
+            return out
         outs = tensors_among(out)
         random = torch.Tag.nondeterministic_seeded in func.tags or name.startswith("empty")
-        if known and not random and sum(x.numel() for x in outs) <= _KNOWN:
-            real = func(*_replace(real_args, values), **_replace(real_kwargs, values))
-            for x, held in zip(outs, tensors_among(real), strict=True):
-                if not any(x is t for t in tensors):
-                    self._values[x] = held
-        else:
-            for a, x in zip(arguments, args, strict=False):
-                value = values.get(id(x)) if a.alias_info is not None and a.alias_info.is_write else None
-                if value is not None:
-                    self._stale[value.untyped_storage()._cdata] = value.untyped_storage()
+        if random or sum(x.numel() for x in outs) > _KNOWN:
+            self._forget(func, args, values)
+            return out
+        real = func(*_replace(real_args, values), **_replace(real_kwargs, values))
+        for x, held in zip(outs, tensors_among(real), strict=True):
+            if not any(x is t for t in tensors):
+                self._values[x] = held
         return out
+
+    def _forget(self, func: Any, args: Any, values: dict[int, Tensor | None]) -> None:
+        """What an op has written to is no longer known."""
+        for (_, _, written, _), x in zip(arguments_of(func), args, strict=False):
+            value = values.get(id(x)) if written else None
+            if value is not None:
+                self._stale[value.untyped_storage()._cdata] = value.untyped_storage()
 
     def place(self) -> Place:
         """The line of the user's code that is running; none where torch's own modules called each other from the start."""
@@ -199,48 +246,7 @@ class Tracer(TorchDispatchMode):
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
-_AS_FIRST = set(
-    """relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus dropout
-    feature_dropout batch_norm sqrt rsqrt square abs neg clamp clip""".split()
-)
-_PACKED = set("layer_norm group_norm rms_norm instance_norm softmax".split())
-_IN_PLACE = set("relu_ relu6_ hardswish_ silu_ gelu_ leaky_relu_ hardtanh_ sigmoid_ clamp_ mul_ add_".split())
 _ONE_TYPE = set("linear conv1d conv2d conv3d matmul mm bmm addmm baddbmm".split())
-_BROADCAST = {"add", "mul", "sub", "div"}
-
-
-def _shaped(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor | None:
-    """The result of some frequent ops, whose own shape-only versions are slow; None for all others."""
-    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
-        return None
-    x = args[0]
-    if name in _AS_FIRST and kwargs.get("dtype") is None and all(t.dtype == x.dtype for t in tensors):
-        return torch.empty_like(x)
-    if name in _PACKED and kwargs.get("dtype") is None and all(t.dtype == x.dtype for t in tensors):
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if name in _IN_PLACE and all(t.dtype == x.dtype for t in tensors):
-        return x
-    if name == "linear" and args[1].dim() == 2 and x.shape[-1] == args[1].shape[1]:
-        bias = args[2] if len(args) > 2 else None
-        if all(t.dtype == x.dtype for t in tensors) and (bias is None or bias.shape == args[1].shape[:1]):
-            return torch.empty((*x.shape[:-1], len(args[1])), dtype=x.dtype, device=x.device)
-    if name == "scaled_dot_product_attention" and x.dim() == 4 and len(args) == 3 and not kwargs.get("enable_gqa"):
-        k, v, mask = args[1], args[2], kwargs.get("attn_mask")
-        fits = mask is None or all(
-            n in (1, m) for n, m in zip(mask.shape[::-1], (k.shape[2], *x.shape[2::-1]), strict=False)
-        )
-        if x.shape[:2] == k.shape[:2] == v.shape[:2] and x.shape[3] == k.shape[3] and k.shape[2] == v.shape[2] and fits:
-            return torch.empty((*x.shape[:3], v.shape[3]), dtype=x.dtype, device=x.device)
-    if name in _BROADCAST and len(args) == 2:
-        y = args[1]
-        if isinstance(y, (int, float)):
-            return torch.empty_like(x)
-        if isinstance(y, Tensor) and y.dtype == x.dtype:
-            shape = torch.broadcast_shapes(x.shape, y.shape)
-            for full in (x, y):
-                if full.shape == shape:
-                    return torch.empty_like(full)
-    return None
 
 
 def _replace(arguments: Any, values: dict[int, Tensor | None]) -> Any:

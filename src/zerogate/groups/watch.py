@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from zerogate.attention import Attention, refusal, unnest
 from zerogate.errors import WatchError, first_line
 from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
 from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair, Step
 from zerogate.groups.rules import LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
-from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, replaced, tensors_among
+from zerogate.groups.rules.op import replaced
+from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, quick_copy, tensors_among
 from zerogate.tensors import named_tensors, owner_of
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -118,6 +118,7 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Ob
 
 def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Observations:
     twin = twin_of(model, meta)
+    untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
     watcher = Watcher(twin, inputs, label_inputs, meta)
     with torch.inference_mode(), watcher:
         outputs = tensors_of(call(twin, watcher.inputs))
@@ -130,6 +131,7 @@ def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> 
         watcher.used(x)
         if (labels := watcher.labels_of(x)) is not None:
             watcher.seen.labels.freeze(squash(labels), "an output of the network")
+    watcher.seen.twin = untouched
     watcher.finish()
     for name, module in twin.named_modules():
         if isinstance(module, Attention) and module.called:
@@ -144,18 +146,19 @@ class Watcher(Tracer):
     """What rules see of the run."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> None:
-        super().__init__(model, meta)
+        super().__init__(meta)
+        self.follow(model)
         self.seen = Observations(meta=meta)
         self.inputs = self.seen.prepared(inputs, self)
-        self._labels = WeakTensorKeyDictionary()
-        self._views = WeakTensorKeyDictionary()
+        self._labels = self.by_tensor()
+        self._views = self.by_tensor()
         self._names = {id(tensor): name for name, tensor in named_tensors(model)}
         self._shapes_of = {name: tensor.shape for name, tensor in named_tensors(model)}
         self._raw: dict[str, View] = {}
         self._parameters = {name for name, _ in model.named_parameters()}
         self._modules = dict(model.named_modules())
         self._arguments: dict[str, tuple[Any, ...]] = {}
-        self._mixed = WeakTensorKeyDictionary()
+        self._mixed = self.by_tensor()
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
         self._batch = first.shape[0] if first is not None and first.shape[0] else 1
@@ -210,6 +213,11 @@ class Watcher(Tracer):
         if not touching:
             return
         along_it = set(varying_dims(index[touching[0]]))
+        if len(touching) == 1 and vary == along_it and len(vary) == 1:  # the usual case: one dimension, in its order
+            (t,) = vary
+            if torch.equal(along(index[touching[0]], t)[:, 0], torch.arange(self._shapes_of[view.name][touching[0]])):
+                self.seen.attach(view.name, touching[0], along(labels, t)[:, 0])
+                return
         if len(touching) == 1 and len(along_it) == 1 and vary - along_it:
             # what is removed may lie along the other dimensions, and the parameter stay whole: it is seen in the end
             (t,) = along_it
@@ -343,6 +351,10 @@ class Watcher(Tracer):
         labels = self.labels_of(bias)
         if labels is not None:
             self.seen.labels.unite(labels, made.expand(labels.shape))
+        name = self._names.get(id(bias))
+        if name is not None and made.shape == bias.shape:
+            self.seen.attach(name, 0, made)
+            return
         for view in self.views_of(bias):
             self.attach_view(view, made.expand(bias.shape))
 
@@ -387,7 +399,7 @@ class Watcher(Tracer):
             self.seen.norms.append(site)
         return True
 
-    def follow(self, attribute: str, value: int, rows: Tensor) -> None:
+    def tell(self, attribute: str, value: int, rows: Tensor) -> None:
         """Says that an attribute of the running module, if it is this one's, counts the rows of labels that are kept."""
         path = self.stack[-1] if self.stack else ""
         if vars(self._modules[path]).get(attribute) == value:
@@ -408,8 +420,8 @@ class Watcher(Tracer):
         tensors = tensors_among((args, kwargs))
         self.seen.given[module] = [labels for x in tensors if (labels := self._labels.get(x)) is not None]
 
-    def visit(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        op = Op(self, func, args, kwargs, out, tensors_among((args, kwargs)))
+    def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
+        op = Op(self, func, args, kwargs, out, tensors)
         entering = [(x, found) for x in op.tensors if (found := self._labels.get(x)) is not None]
         outputs = tensors_among(out)
         for x in op.tensors:

@@ -59,7 +59,7 @@ def _convolution(op: Op) -> Out:
     elif vector is not None and vector.any() and groups * groups >= inputs:
         # as blocks: all channels of one group of the convolution, in and out, are one
         vector = op.watcher.tie_rows(vector.view(groups, -1), "convolution in groups over channels and constants")
-        op.watcher.follow("groups", groups, vector[:, None])
+        op.watcher.tell("groups", groups, vector[:, None])
         vector = vector.repeat_interleave(outputs // groups)
         made = op.watcher.blocks(weight, bias, vector, macs * (inputs // groups), channel_dim)
     else:

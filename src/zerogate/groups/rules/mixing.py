@@ -21,7 +21,7 @@ def _batch_norm(op: Op) -> Out:
         return None
     vector = op.channels(found, 1)
     if op.bound.get("weight") is None and op.bound.get("running_mean") is None:
-        op.watcher.follow("num_features", len(vector), vector[:, None])
+        op.watcher.tell("num_features", len(vector), vector[:, None])
     for name in ("weight", "bias", "running_mean", "running_var"):
         if op.bound.get(name) is not None:
             op.watcher.attach_or_freeze(op.bound[name], 0, vector)
@@ -66,7 +66,7 @@ def _group_norm(op: Op) -> Out:
         found = _over_kept(op, found, set(range(1, found.ndim)), "layer")
     else:
         vector = op.watcher.tie_rows(vector.view(groups, -1), "group_norm over channels and constants")
-        op.watcher.follow("num_groups", groups, vector[:, None])
+        op.watcher.tell("num_groups", groups, vector[:, None])
         vector = vector.repeat_interleave(found.shape[1] // groups)
         found = squash(vector.view(1, -1, *[1] * (found.ndim - 2)).expand(found.shape))
     for name in ("weight", "bias"):

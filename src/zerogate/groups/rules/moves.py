@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from zerogate.errors import first_line
 from zerogate.groups.labels import along, constant, squash, varying_dims
-from zerogate.groups.rules.op import Freeze, Op, Out, UnknownValue, View, rule, words
+from zerogate.groups.rules.op import Freeze, Op, Out, UnknownValue, View, replaced, rule, words
 
 MOVES = words("""
     view reshape _unsafe_view view_as reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose t numpy_T
@@ -199,7 +198,7 @@ def run(op: Op, instead: Tensor | None = None) -> Out:
             return _values(op, x)
         return constant(x.shape) if found is None else found
 
-    args, kwargs = tree_map(to_labels, op.args), tree_map(to_labels, op.kwargs)
+    args, kwargs = replaced(op.args, to_labels), replaced(op.kwargs, to_labels)
     moved = _call(op, args, kwargs)
     return [squash(x) for x in moved] if isinstance(moved, (list, tuple)) else squash(moved)
 
@@ -296,7 +295,7 @@ def follow_views(op: Op) -> list[list[View]] | None:
                     return _values(op, x)
                 return torch.full((), -1).expand(x.shape)
 
-            args, kwargs = tree_map(to_index, op.args), tree_map(to_index, op.kwargs)
+            args, kwargs = replaced(op.args, to_index), replaced(op.kwargs, to_index)
             out = _call(op, args, kwargs) if not op.name.startswith("masked_fill") else args[0].expand(outs[0].shape)
             moved.append(list(out) if isinstance(out, (list, tuple)) else [out])
         for number in range(len(outs)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.labels import along, constant, over, squash, varying_dims
+from zerogate.groups.shapes import bind
 
 if TYPE_CHECKING:
     from zerogate.groups.watch import Watcher
@@ -82,9 +83,7 @@ class Op:
     @cached_property
     def bound(self) -> dict[str, Any]:
         """Arguments by name, defaults filled in."""
-        arguments = self.func._schema.arguments
-        bound = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        return bound | dict(zip((a.name for a in arguments), self.args, strict=False)) | self.kwargs
+        return bind(self.func, self.args, self.kwargs)
 
     def labels(self, x: Any) -> Tensor | None:
         return self.watcher.labels_of(x) if isinstance(x, Tensor) else None
@@ -127,6 +126,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def replaced(arguments: Any, function: Callable[[Any], Any]) -> Any:
+    """An op's arguments with the function applied to everything in them."""
+    if isinstance(arguments, (list, tuple)):
+        return type(arguments)([replaced(x, function) for x in arguments])
+    if isinstance(arguments, dict):
+        return {k: replaced(x, function) for k, x in arguments.items()}
+    return function(arguments)
 
 
 def words(text: str) -> list[str]:
