@@ -100,11 +100,11 @@ class ChannelCost(CostModel):
         group_of_unit = structure.group_of_unit
         sizes = torch.tensor([g.units for g in structure.groups], dtype=torch.float64)
         lengths, number, units = structure.in_line
-        rows = len(lengths)
-        fixed = torch.zeros(rows, dtype=torch.float64).index_add_(0, number, (units < 0).double())
+        total = len(lengths)
+        fixed = torch.zeros(total, dtype=torch.float64).index_add_(0, number, (units < 0).double())
         number, on = number[units >= 0], group_of_unit[units[units >= 0]]
-        held = torch.zeros(rows * groups, dtype=torch.float64)
-        held = held.index_add_(0, number * groups + on, torch.ones(len(on), dtype=torch.float64)).view(rows, groups)
+        held = torch.zeros(total * groups, dtype=torch.float64)
+        held = held.index_add_(0, number * groups + on, torch.ones(len(on), dtype=torch.float64)).view(total, groups)
         self._groups_on: dict[Axis, list[int]] = {axis: [] for axis in structure.axes}
         by_row = list(self._groups_on.values())
         for row, group in held.nonzero().tolist():

@@ -28,7 +28,7 @@ _IN_PLACE = set("relu_ relu6_ hardswish_ silu_ gelu_ leaky_relu_ hardtanh_ sigmo
 
 def result_of(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor | None:
     """An op's result on the meta device, where its shape follows from a few lines; None for everything else."""
-    if not tensors or not args or args[0] is not tensors[0] and name != "cat":
+    if not tensors or not args or (args[0] is not tensors[0] and name != "cat"):
         return None
     x = tensors[0]
     dtype = x.dtype

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -49,14 +49,14 @@ def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
-    if not _copied_plainly(kind):
+    if not _copied_plainly(kind):  # type: ignore[arg-type]
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
     own = twin.__dict__
     for name, value in vars(module).items():
         of = type(value)
-        if of in _ATOMS:
+        if of in _ATOMS or (of is tuple and all(type(x) in _ATOMS for x in value)):
             own[name] = value
         elif of in _HOLDERS and not value:
             own[name] = of()
@@ -71,11 +71,17 @@ def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
 
 @cache
 def _copied_plainly(kind: type) -> bool:
-    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
+    """Whether copying a module of this class is copying its attributes."""
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
+    if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own):
+        return False
+    owner = next(c for c in kind.__mro__ if "__setstate__" in vars(c))
+    # those of torch's layers only fill in what old pickles lack
+    return owner.__module__.startswith("torch.nn.modules.") and owner is not nn.RNNBase
 
 
 _ATOMS = {int, float, bool, str, type(None), type, torch.dtype, torch.device, torch.Size}
+_ATOMS |= {FunctionType, BuiltinFunctionType}
 _HOLDERS = {dict, OrderedDict, set}
 
 
