@@ -32,6 +32,23 @@ def check_exact(model: nn.Module, x: Tensor, **options: object) -> zg.Sparsified
     return sparse
 
 
+def check_shares(model: nn.Module, *inputs: Tensor, atol: float = 1e-12) -> zg.Sparsified:
+    """Sparsifies in float64, closes 30 % and 80 % of all channels and heads at random, and compares."""
+    model = model.double()
+    doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    sparse = zg.sparsify(model, doubled, unit={"channel", "head"})
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.3, 0.8):
+        with torch.no_grad():
+            closed = torch.rand(len(sparse.logits), generator=generator) < share
+            sparse.logits.copy_(torch.where(closed, -8.0, 8.0))
+        small = sparse.compact().eval()
+        assert sum(p.numel() for p in small.parameters()) < sparse.dense_cost.params
+        with torch.no_grad():
+            assert relative(model.eval()(*doubled), small(*doubled)) <= atol
+    return sparse
+
+
 # Between two convolutions, 8 channels pass through an op and go on, as 8 free units.
 PASSING = {
     "relu in place": lambda x: F.relu(x, inplace=True),
@@ -254,3 +271,38 @@ def test_report_as_text_markdown_and_dict() -> None:
     weights = {n: p for n, p in sparse.compact().named_parameters() if p.ndim > 1}
     assert [row["params"][0] for row in found["rows"]] == [p.numel() for p in weights.values()]
     assert found["rows"][-1]["reason"] == "an output of the network"
+
+
+class Float32RMSNorm(nn.Module):
+    """As many decoders have it; its statistics are taken in float32, whatever the model is in."""
+
+    def __init__(self, width: int, offset: float) -> None:
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(torch.randn(width) * 0.1), offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return y.to(x.dtype) * (self.offset + self.weight)
+
+
+class PlainLayerNorm(nn.Module):
+    """In float32 and without parameters: its width is an attribute alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.normalized_shape = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.to(torch.float32), self.normalized_shape).to(x.dtype)
+
+
+@pytest.mark.parametrize("norm", [Float32RMSNorm(8, 0.0), Float32RMSNorm(8, 1.0), PlainLayerNorm(8)])
+def test_norms_in_float32_are_taken_over_the_kept_channels(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), norm, nn.Linear(8, 4), nn.Linear(4, 2)).double()
+    sparse = zg.sparsify(model, torch.randn(4, 3, dtype=torch.float64))
+    assert units(sparse) == {"0": 8, "2": 4}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact()
+    assert small.zerogate_plan["difference"] <= 1e-14
+    assert small[0].out_features == 1

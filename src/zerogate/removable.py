@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -50,6 +51,6 @@ def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) ->
             if way is None:
                 seen.labels.freeze(norm.labels, norm.reason)
                 continue
-            norm = type(norm)(norm.module, norm.dim, norm.shape, norm.labels, norm.reason, way.centred, way.over)
+            norm = replace(norm, centred=way.centred, over=way.over, outside=way.outside)
         found.append(norm)
     seen.norms = found

@@ -387,11 +387,14 @@ class Watcher(Tracer):
             self.seen.norms.append(site)
         return True
 
-    def follow(self, attribute: str, value: int, rows: Tensor) -> None:
-        """Says that an attribute of the running module, if it is this one's, counts the rows of labels that are kept."""
+    def follow(self, attribute: str, value: int | tuple[int, ...], rows: Tensor) -> None:
+        """Says that an attribute of the running module, if it is this one's, counts the rows of labels that are kept; the
+        last place of it does, if it is a tuple or list."""
         path = self.stack[-1] if self.stack else ""
-        if vars(self._modules[path]).get(attribute) == value:
-            self.seen.repairs[path, attribute, None] = Repair(path, attribute, None, rows)
+        held = vars(self._modules[path]).get(attribute)
+        entry = len(held) - 1 if isinstance(held, (tuple, list)) and held else None
+        if held is not None and (held == value if entry is None else tuple(held) == value):
+            self.seen.repairs[path, attribute, entry] = Repair(path, attribute, entry, rows)
 
     def mixes(self, result: Tensor, labels: Tensor, reason: str) -> None:
         """Says that a result is made of all of these channels; they stay if anything uses it."""
