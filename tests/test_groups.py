@@ -79,6 +79,7 @@ PASSING = {
     "dropout": lambda x: F.dropout2d(x, 0.5, training=False),
     "to and back": lambda x: x.to(torch.float32).to(x.dtype) * 0 + x,
     "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "gated rows": lambda x: F.glu(x, 2),
     "squeeze": lambda x: x.unsqueeze(1).squeeze(1),
     "expand": lambda x: x.unsqueeze(0).expand(2, *x.shape).mean(0),
     "minimum": lambda x: torch.minimum(x, x.amax((2, 3), keepdim=True) / 2),
@@ -125,6 +126,7 @@ TYING = {
     "pixel shuffle": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2), 2),
     "interleaved": (lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), 4),
     "mirrored": (lambda x: x + x.flip(1), 4),
+    "gated linear unit": (lambda x: torch.cat([F.glu(x, 1), F.glu(-x, 1)], 1), 4),
     "instance norm": (lambda x: F.instance_norm(x), 8),
     "group norm": (lambda x: F.group_norm(x, x.shape[1]), 8),
 }

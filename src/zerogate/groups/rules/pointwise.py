@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import narrow_constant, squash
+from zerogate.groups.labels import narrow_constant, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, rule, words
 
 POINTWISE = words("""
@@ -51,6 +51,22 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     shape = a.shape
     a, b = narrow_constant(a, b)
     return torch.where(a != 0, a, b).expand(shape)
+
+
+@rule("glu")
+def _glu(op: Op) -> Out:
+    """The channels at one place of both halves are tied, so that the halves stay equally long."""
+    found = op.labels(op.bound["self"])
+    assert found is not None
+    dim = op.bound.get("dim", -1) % found.ndim
+    a, b = found.chunk(2, dim)
+    if dim not in varying_dims(found):
+        return a
+    op.unite(a, b)
+    labels = squash(either(a, b))
+    mixed = torch.where((a == 0) | (b == 0), labels, 0)
+    op.watcher.seen.labels.freeze(mixed, op.watcher.where("glu of channels and constants"))
+    return labels
 
 
 @rule("prelu")
