@@ -308,3 +308,79 @@ def test_norms_in_float32_are_taken_over_the_kept_channels(norm: nn.Module) -> N
     small = sparse.compact()
     assert small.zerogate_plan["difference"] <= 1e-14
     assert small[0].out_features == 1
+
+
+class StackedMatrices(nn.Module):
+    """A network of its own for each part of the input, as experts have."""
+
+    def __init__(self, left: bool) -> None:
+        super().__init__()
+        self.left, self.stem, self.head = left, nn.Linear(3, 6), nn.Linear(5, 2)
+        self.up, self.down = nn.Parameter(torch.randn(4, 6, 7)), nn.Parameter(torch.randn(4, 7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).expand(4, *x.shape[:-1], -1)
+        if self.left:
+            y = (self.down.mT @ (self.up.mT @ y.mT).relu()).mT
+        else:
+            y = torch.bmm((y @ self.up).relu(), self.down)
+        return self.head(y.sum(0))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_stacks_of_matrices(left: bool) -> None:
+    sparse = check_shares(StackedMatrices(left), torch.randn(5, 3))
+    assert units(sparse) == {"stem": 6, "": 7, "#2": 5}
+
+
+class EinsumAttention(nn.Module):
+    """Weights of three dimensions: width, heads, head size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.q, self.k, self.v, self.o = (nn.Parameter(torch.randn(8, 4, 3)) for _ in range(4))
+        self.q_bias = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = (torch.einsum("bic,chd->bihd", x, w) for w in (self.q, self.k, self.v))
+        scores = torch.einsum("bihd,bjhd->bhij", q + self.q_bias, k).softmax(-1)
+        y = torch.einsum("bhij,bjhd->bihd", scores, v)
+        return self.head(x + torch.einsum("bihd,chd->bic", y, self.o))
+
+
+def test_einsum_with_weights_of_three_dimensions() -> None:
+    sparse = check_shares(EinsumAttention(), torch.randn(2, 5, 3))
+    assert sorted((g.kind, g.units) for g in sparse.groups) == [("channel", 8), ("head", 4)]
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    assert sparse.compact().o.shape == (1, 1, 3)
+
+
+class Experts(nn.Module):
+    """Rows are sorted by expert and go through one matrix each; the kernel takes whole 16 bytes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 16), nn.Linear(16, 2)
+        self.up, self.down = nn.Parameter(torch.randn(3, 32, 16) / 4), nn.Parameter(torch.randn(3, 16, 32) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends, y = torch.tensor([4, 4, 8], dtype=torch.int32), self.stem(x)
+        y = F.grouped_mm(y, self.up.mT, offs=ends).relu()
+        return self.head(F.grouped_mm(y, self.down.mT, offs=ends))
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="of later versions of torch")
+def test_grouped_products_with_widths_that_the_kernel_takes() -> None:
+    torch.manual_seed(0)
+    model, x = Experts(), torch.randn(8, 3)
+    with pytest.raises(zg.WatchError, match="multiple of 16 bytes"):
+        zg.sparsify(Experts(), x)
+    sparse = zg.sparsify(model, x, round_to=8)
+    assert units(sparse) == {"stem": 16, "": 32, "#2": 16}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact().eval()
+    assert small.down.shape == (3, 8, 8)
+    with torch.no_grad():
+        assert relative(model.eval()(x), small(x)) <= 1e-5

@@ -113,7 +113,10 @@ def understood(model: nn.Module, structure: Structure) -> Iterator[tuple[Norm, N
         if key not in known:
             known[key] = _try_ways(module, norm, structure)
         found = known[key]
-        yield norm, None if found is None else replace(norm, centred=found.centred, over=found.over, outside=found.outside)
+        yield (
+            norm,
+            None if found is None else replace(norm, centred=found.centred, over=found.over, outside=found.outside),
+        )
 
 
 def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | None:

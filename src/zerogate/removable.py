@@ -19,11 +19,13 @@ def removable(
     exclude: Collection[str] = (),
     include: Collection[str] | None = None,
     kinds: Collection[str] = KINDS,
+    step: int = 1,
 ) -> Structure:
     """The structure of all units that the model's own forward can do without.
 
     Sizes written into a forward (a reshape, a split at fixed places) leave no trace in the labels. So a copy is closed at
-    random, compacted, and run beside the record of the whole one; see `groups.replay`.
+    random, to widths that are multiples of ``step``, compacted, and run beside the record of the whole one; see
+    `groups.replay`.
     """
 
     def make() -> Structure:
@@ -37,7 +39,7 @@ def removable(
         if structure.norms:
             _settle_norms(model, seen, structure)
             structure = make()
-        structure = settle(twin_of(model, seen.meta), inputs, seen, structure, make, cut)
+        structure = settle(twin_of(model, seen.meta), inputs, seen, structure, make, cut, step)
     return structure
 
 

@@ -225,6 +225,7 @@ def settle(
     structure: Structure,
     build: Callable[[], Structure],
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
+    step: int = 1,
 ) -> Structure:
     """The structure of what can really be removed.
 
@@ -233,13 +234,14 @@ def settle(
         structure: of what has been seen.
         build: makes it anew.
         cut: removes from a copy all but the kept units, bool [units].
+        step: of groups of channels, multiples of it are kept.
     """
     passed = 0
     generator = torch.Generator().manual_seed(0)
     # twice where sizes are given as numbers: one that is written down may be right by chance
     enough = 2 if any(_demands(s) for s in seen.steps if s.name in _NUMBERED) else 1
     while structure.units and passed < enough:
-        kept = _some(structure, generator)
+        kept = _some(structure, generator, step)
         stop = _try(model, inputs, seen, structure, kept, cut)
         passed = passed + 1 if stop is None else 0
         while stop is not None and (further := _repair(model, inputs, seen, structure, cut, kept, stop)) is not None:
@@ -254,7 +256,7 @@ def settle(
     return structure
 
 
-def _some(structure: Structure, generator: torch.Generator) -> Tensor:
+def _some(structure: Structure, generator: torch.Generator, step: int = 1) -> Tensor:
     """A random part of each group that can shrink, never nothing of it."""
     kept = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
@@ -263,6 +265,11 @@ def _some(structure: Structure, generator: torch.Generator) -> Tensor:
             closed = torch.rand(n, generator=generator) < 0.5
             some, other = torch.randperm(n, generator=generator)[:2].tolist()
             closed[some], closed[other] = True, False
+            if step > 1 and group.kind == "channel":
+                wanted = -(-int((~closed).sum()) // step) * step  # rounded up, unless that is all of it
+                wanted = min(wanted, max((n - 1) // step * step, step if n > step else n))
+                closed = torch.ones(n, dtype=torch.bool)
+                closed[torch.randperm(n, generator=generator)[:wanted]] = False
             kept[group.slice] = ~closed
     return kept
 

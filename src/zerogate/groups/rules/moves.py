@@ -292,8 +292,10 @@ def follow_views(op: Op) -> list[list[View]] | None:
                 for v in views[id(x)]:
                     if v.name == name:
                         return v.index[d]
-                if x.dtype in _INTEGERS:
+                if x.dtype in _INTEGERS and (op.name != "index" or op.watcher.value_of(x) is not None):
                     return _values(op, x)
+                if x.dtype in _INTEGERS:  # places that nobody knows, of a dimension that keeps its own
+                    return torch.zeros(x.shape, dtype=torch.int64)
                 return torch.full((), -1).expand(x.shape)
 
             args, kwargs = tree_map(to_index, op.args), tree_map(to_index, op.kwargs)
