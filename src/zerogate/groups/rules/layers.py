@@ -121,9 +121,9 @@ def _product(op: Op, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None
         entering = _entering(op, b, -2)
         made = op.watcher.layer(a, bias, entering=entering, dims=(1, 0), macs=macs, channel_dim=-2)
         return None if made is None else made.view(-1, 1).expand(op.out.shape)
-    for weight, x, k, n in ((b, a, -2, -1), (a, b, -1, -2)):
-        if weight.ndim > 2 and _whole_parameter(op, weight) is not None:
-            return _stacked(op, x, weight, k, n, bias)
+    for stack, x, k, n in ((b, a, -2, -1), (a, b, -1, -2)):
+        if stack.ndim > 2 and _whole_parameter(op, stack) is not None:
+            return _stacked(op, x, stack, k, n, bias)
     out = contract(op, op.labels_or_zero(a), op.labels_or_zero(b))
     return squash(out.expand(op.out.shape))
 
