@@ -379,3 +379,52 @@ def test_grouped_products_with_widths_that_the_kernel_takes() -> None:
     assert small.down.shape == (3, 8, 8)
     with torch.no_grad():
         assert relative(model.eval()(x), small(x)) <= 1e-5
+
+
+class WithZeros(nn.Module):
+    """Scores get a bias of zeros, made by the first block for both, and a hidden state starts at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 6
+        self.stem, self.head = nn.Linear(3, 8), nn.Linear(6, 2)
+        self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.cell, self.enter = nn.Linear(8, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mask = torch.ones(1, 1, 1, x.shape[1], dtype=x.dtype).cumsum(-1)
+        bias = torch.zeros(1, self.heads, x.shape[1], x.shape[1], dtype=x.dtype) - mask
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = qkv(x).view(*x.shape[:2], 3, self.heads, 2).permute(2, 0, 3, 1, 4)
+            x = x + out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        state = x.new_full((len(x), self.width), 0.5).mul(2)
+        for step in x.unbind(1):
+            state = torch.tanh(self.cell(step) + state)
+        return self.head(state)
+
+
+def test_constants_of_a_size_that_follows() -> None:
+    sparse = check_shares(WithZeros(), torch.randn(2, 5, 3))
+    assert sorted((g.kind, g.units) for g in sparse.groups) == [("channel", 6), ("channel", 8), ("head", 4)]
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact()
+    assert (small.heads, small.width) == (1, 1)
+
+
+UNEVEN = {
+    "linspace": lambda n: torch.linspace(0, 1, n, dtype=torch.float64),
+    "cumulative": lambda n: torch.ones(n, dtype=torch.float64).cumsum(0),
+    "sum": lambda n: torch.ones(n, dtype=torch.float64) * torch.ones(n).sum(),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_constants_that_differ_along_the_channels_stay(name: str) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.c(m.b(torch.tanh(m.a(x)) * UNEVEN[name](m.width)))
+
+    model = Lambda(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
+    model.width = 6  # type: ignore[assignment]
+    assert units(check_shares(model, torch.randn(4, 3))) == {"b": 5}

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from zerogate.errors import first_line
 from zerogate.groups.labels import labels_in, narrow_constant
 from zerogate.groups.observed import Observations, Repair, Step
-from zerogate.groups.rules import CUTS, MOVES
+from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
 from zerogate.groups.structure import Structure, repairs_of
 from zerogate.groups.trace import LAYOUT, Tracer, quick_copy, tensors_among
 from zerogate.groups.watch import Inputs, call, located
@@ -78,6 +79,8 @@ class _Replay(Tracer):
     def __init__(self, model: nn.Module, steps: list[Step], sizes: Sizes, meta: bool) -> None:
         super().__init__(model, meta)
         self.steps, self.sizes, self.at, self.running = steps, sizes, 0, False
+        self._even = WeakTensorKeyDictionary()
+        """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
 
     def before(self, func: Any) -> None:
         name = func.overloadpacket.__name__
@@ -95,22 +98,28 @@ class _Replay(Tracer):
             return
         self.running = False
         step = self.steps[self.at]
-        now = [tuple(x.shape) for x in tensors_among(out)]
-        for shape, (full, labels) in zip(now, step.outs, strict=True):
+        even = self._stays_even(func, args, kwargs)
+        for x, (full, labels) in zip(tensors_among(out), step.outs, strict=True):
+            shape = tuple(x.shape)
             if shape != self.sizes.shape(full, labels) and 0 not in full:
-                raise _Left(_wrong_size(step))
-        if step.name not in _SIZED:
+                if labels is not None or even is None or len(shape) != len(full):
+                    raise _Left(_wrong_size(step))
+                self._even[x] = even
+        if step.name in FACTORIES:
+            if step.bound().get("fill_value") != _bound(func, args, kwargs).get("fill_value"):
+                raise _Left(f"{step.name} with a number that depends on the size")
+        elif step.name not in _SIZED:
             old, new = _scalars((step.args, step.kwargs)), _scalars((args, kwargs))
             if old != new:
                 raise _Left(f"{step.name} with a number that depends on the size")
         elif step.name in ("slice", "narrow", "select"):
-            bound, given = step.bound(), dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+            bound, given = step.bound(), _bound(func, args, kwargs)
             wanted = dict(_starts(step, bound, self.sizes))
             for key, start in wanted.items():
-                if (given | kwargs).get(key) not in (start, None):
+                if given.get(key) not in (start, None):
                     raise _Left(_wrong_size(step))
         elif "group_norm" in step.name:
-            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+            given = _bound(func, args, kwargs)
             if any(
                 self.sizes.count(rows) not in (given.get("num_groups"), given.get("group"))
                 for _, rows in _demands(step)
@@ -118,9 +127,37 @@ class _Replay(Tracer):
                 raise _Left(f"{step.name} in a number of groups that is written down")
         self.at += 1
 
+    def _stays_even(self, func: Any, args: Any, kwargs: Any) -> bool | None:
+        """What may be said of a result that has another size than recorded: True if it is the same everywhere, False if it
+        is the same all along the dimensions that changed, None if it need not be.
+
+        Raises `_Left` where something that may only be broadcast is used in another way.
+        """
+        name = func.overloadpacket.__name__
+        if name in FACTORIES:
+            return True
+        if not self._even:
+            return None
+        held = [self._even.get(x) for x in tensors_among((args, kwargs))]
+        if all(even is None for even in held):
+            return None
+        if name in SAME or is_pointwise(func) or name in TURNS:
+            return all(even is True for even in held)
+        if name in MOVES and all(held):
+            return True
+        mask = _bound(func, args, kwargs).get("attn_mask")
+        if sum(even is not None for even in held) == (mask is not None and self._even.get(mask) is not None):
+            return None
+        raise _Left(_wrong_size(self.steps[self.at]))
+
 
 class _Left(Exception):
     pass
+
+
+def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by name."""
+    return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
 
 
 def _scalars(arguments: Any) -> list[Any]:
@@ -197,6 +234,21 @@ def _demands(step: Step) -> list[tuple[int, Tensor]]:
         if rows is not None and len(rows) % groups == 0:
             found.append((groups, rows.reshape(groups, -1)))
     return found
+
+
+def _widths(step: Step) -> list[tuple[int, Tensor]]:
+    """Sizes of what a step made → the rows of labels they count: what else it meets must have the same."""
+    found = list[tuple[int, Tensor]]()
+    for full, labels in step.outs:
+        if isinstance(labels, Tensor):
+            rows = ((n, _rows(labels, d)) for d, n in enumerate(full))
+            found += [(n, r) for n, r in rows if r is not None]
+    return found
+
+
+def _asked(step: Step) -> list[tuple[int, Tensor]]:
+    """`_demands`, and where an op takes no sizes those of what it made."""
+    return _demands(step) + ([] if step.name in (*MOVES, *CUTS) else _widths(step))
 
 
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
@@ -314,7 +366,7 @@ def _repair(
     for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):
         wanted: list[tuple[Repair, int]] = []
         for asker in asking:
-            for size, rows in _demands(asker):
+            for size, rows in _asked(asker) if asker is step else _demands(asker):
                 now = sizes.count(rows)
                 if now == size:
                     continue
@@ -351,7 +403,7 @@ def _everywhere(
     if not step.module.startswith(repair.module):
         return found | _in_siblings(seen, modules, step, repair)
     below = step.module[len(repair.module) :].lstrip(".")
-    numbers = [i for i, (_, rows) in enumerate(_demands(step)) if rows is repair.rows or torch.equal(rows, repair.rows)]
+    numbers = [i for i, (_, rows) in enumerate(_asked(step)) if rows is repair.rows or torch.equal(rows, repair.rows)]
     if not numbers:
         return found
     for other in seen.steps:
@@ -361,7 +413,7 @@ def _everywhere(
         holder = modules.get(path)
         if path == repair.module or type(holder) is not type(modules[repair.module]):
             continue
-        demands = _demands(other)
+        demands = _asked(other)
         if numbers[0] < len(demands):
             size, rows = demands[numbers[0]]
             if (repair.attribute, repair.entry) in _holders(holder, size):
@@ -374,12 +426,12 @@ def _in_siblings(
 ) -> dict[tuple[str, str, int | None], Repair]:
     """The same repair in the child of the same name of all modules that run the same line."""
     child = repair.module[len(step.module) :].lstrip(".")
-    number = next((i for i, (_, rows) in enumerate(_demands(step)) if torch.equal(rows, repair.rows)), None)
+    number = next((i for i, (_, rows) in enumerate(_asked(step)) if torch.equal(rows, repair.rows)), None)
     found = {}
     for other in seen.steps:
         path = f"{other.module}.{child}".lstrip(".")
         if other.place == step.place and other.name == step.name and path in modules and number is not None:
-            demands = _demands(other)
+            demands = _asked(other)
             if number < len(demands) and (repair.attribute, repair.entry) in _holders(
                 modules[path], demands[number][0]
             ):
@@ -435,7 +487,7 @@ def _tie(
                         _tie_places(seen, mine, given)
     if seen.labels.changes != changes:
         structure = build()
-        if structure.units:
+        if structure.units and (structure.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
             kept = _some(structure, torch.Generator().manual_seed(1))
             further = _try(model, inputs, seen, structure, kept, cut)
             if further is not None and further.step == stop.step:

@@ -24,7 +24,7 @@ from zerogate.attention import Attention, refusal, unnest
 from zerogate.errors import WatchError, first_line
 from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
 from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair, Step
-from zerogate.groups.rules import LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
+from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
 from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, replaced, tensors_among
 from zerogate.tensors import named_tensors, owner_of
 
@@ -156,6 +156,8 @@ class Watcher(Tracer):
         self._modules = dict(model.named_modules())
         self._arguments: dict[str, tuple[Any, ...]] = {}
         self._mixed = WeakTensorKeyDictionary()
+        self._constant = WeakTensorKeyDictionary()
+        """Results of factories, and what was made of them alone → the labels they have met."""
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
         self._batch = first.shape[0] if first is not None and first.shape[0] else 1
@@ -182,6 +184,20 @@ class Watcher(Tracer):
             steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
             self._raw[name] = View(name, tuple(i.expand(shape) for i in steps))
         return [self._raw[name]]
+
+    def meet_constant(self, x: Tensor, labels: Tensor) -> None:
+        """Ties all labels that meet the same constant: as long as it may be, so many there are of each of them."""
+        if x not in self._constant or not (vary := varying_dims(labels)):
+            return
+        shift = labels.ndim - x.ndim
+        if any(d < shift or x.shape[d - shift] == 1 for d in vary):
+            return
+        met = labels[(0,) * shift][tuple(slice(0, 1) if n == 1 else slice(None) for n in x.shape)].expand(x.shape)
+        held = self._constant[x]
+        if held is None:
+            self._constant[x] = met
+        else:
+            self.seen.labels.unite(met, held)
 
     def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
         return self.seen.labels.tie_rows(rows, self.where(reason))
@@ -427,6 +443,10 @@ class Watcher(Tracer):
             self._set(op, tensor, label)
         if op.name in LAYOUT:
             return
+        if op.name in FACTORIES or any(x in self._constant for x in op.tensors):
+            for x in outputs:
+                if x not in self._labels and x not in self._constant:
+                    self._constant[x] = None
         self.seen.steps.append(
             Step(
                 op.name,

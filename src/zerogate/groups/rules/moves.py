@@ -36,6 +36,21 @@ SHAPE_ONLY = words("""
     new_zeros new_ones new_empty new_full size stride sym_size sym_numel numel dim is_floating_point is_complex
     _local_scalar_dense item is_same_size
 """)
+FACTORIES = {f"{new}{name}" for new in ("", "new_") for name in ("zeros", "ones", "empty", "full")}
+"""Ops that make the same value everywhere, of a size that may come from an attribute."""
+TURNS = {
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "permute",
+    "transpose",
+    "t",
+    "broadcast_to",
+    "expand_as",
+    "cat",
+    "masked_fill",
+}
+"""Moves by which what is the same all along a dimension stays so."""
 _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _LARGE = 1 << 21  # entries of a parameter above which its reshaped indices are not followed
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,11 @@ POINTWISE = words("""
     sub_ mul mul_ div div_ true_divide rsub pow pow_ square sqrt rsqrt exp log abs neg neg_ maximum minimum lerp addcmul
     addcdiv multiply divide subtract negative absolute copy_
 """)
+
+
+def is_pointwise(func: Any) -> bool:
+    """Whether each entry of an op's result depends on the entries at its own place alone."""
+    return func.overloadpacket.__name__ in POINTWISE or torch.Tag.pointwise in func.tags
 
 
 @rule(*POINTWISE)
@@ -44,6 +51,7 @@ def meet(op: Op, x: Tensor, labels: Tensor) -> None:
     """Says that the parameters in x, broadcast to these labels, are sliced with them."""
     for view in op.views(x):
         op.watcher.attach_view(view, labels)
+    op.watcher.meet_constant(x, labels)
 
 
 def either(a: Tensor, b: Tensor) -> Tensor:
