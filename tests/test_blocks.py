@@ -576,7 +576,6 @@ def test_layers_in_groups_between_convolutions(layer: nn.Module, units: int | No
             assert m.num_features == small[0].out_channels
 
 
-@pytest.mark.xfail(reason="open in issue 3: not handled yet")
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 @pytest.mark.parametrize("affine", [True, False])
 def test_norms_with_and_without_parameters(norm: Any, affine: bool) -> None:

@@ -32,6 +32,23 @@ def check_exact(model: nn.Module, x: Tensor, **options: object) -> zg.Sparsified
     return sparse
 
 
+def check_shares(model: nn.Module, *inputs: Tensor, atol: float = 1e-12) -> zg.Sparsified:
+    """Sparsifies in float64, closes 30 % and 80 % of all channels and heads at random, and compares."""
+    model = model.double()
+    doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    sparse = zg.sparsify(model, doubled, unit={"channel", "head"})
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.3, 0.8):
+        with torch.no_grad():
+            closed = torch.rand(len(sparse.logits), generator=generator) < share
+            sparse.logits.copy_(torch.where(closed, -8.0, 8.0))
+        small = sparse.compact().eval()
+        assert sum(p.numel() for p in small.parameters()) < sparse.dense_cost.params
+        with torch.no_grad():
+            assert relative(model.eval()(*doubled), small(*doubled)) <= atol
+    return sparse
+
+
 # Between two convolutions, 8 channels pass through an op and go on, as 8 free units.
 PASSING = {
     "relu in place": lambda x: F.relu(x, inplace=True),
@@ -62,6 +79,7 @@ PASSING = {
     "dropout": lambda x: F.dropout2d(x, 0.5, training=False),
     "to and back": lambda x: x.to(torch.float32).to(x.dtype) * 0 + x,
     "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "gated rows": lambda x: F.glu(x, 2),
     "squeeze": lambda x: x.unsqueeze(1).squeeze(1),
     "expand": lambda x: x.unsqueeze(0).expand(2, *x.shape).mean(0),
     "minimum": lambda x: torch.minimum(x, x.amax((2, 3), keepdim=True) / 2),
@@ -108,6 +126,7 @@ TYING = {
     "pixel shuffle": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2), 2),
     "interleaved": (lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), 4),
     "mirrored": (lambda x: x + x.flip(1), 4),
+    "gated linear unit": (lambda x: torch.cat([F.glu(x, 1), F.glu(-x, 1)], 1), 4),
     "instance norm": (lambda x: F.instance_norm(x), 8),
     "group norm": (lambda x: F.group_norm(x, x.shape[1]), 8),
 }
@@ -254,3 +273,158 @@ def test_report_as_text_markdown_and_dict() -> None:
     weights = {n: p for n, p in sparse.compact().named_parameters() if p.ndim > 1}
     assert [row["params"][0] for row in found["rows"]] == [p.numel() for p in weights.values()]
     assert found["rows"][-1]["reason"] == "an output of the network"
+
+
+class Float32RMSNorm(nn.Module):
+    """As many decoders have it; its statistics are taken in float32, whatever the model is in."""
+
+    def __init__(self, width: int, offset: float) -> None:
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(torch.randn(width) * 0.1), offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return y.to(x.dtype) * (self.offset + self.weight)
+
+
+class PlainLayerNorm(nn.Module):
+    """In float32 and without parameters: its width is an attribute alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.normalized_shape = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.to(torch.float32), self.normalized_shape).to(x.dtype)
+
+
+@pytest.mark.parametrize("norm", [Float32RMSNorm(8, 0.0), Float32RMSNorm(8, 1.0), PlainLayerNorm(8)])
+def test_norms_in_float32_are_taken_over_the_kept_channels(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), norm, nn.Linear(8, 4), nn.Linear(4, 2)).double()
+    sparse = zg.sparsify(model, torch.randn(4, 3, dtype=torch.float64))
+    assert units(sparse) == {"0": 8, "2": 4}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact()
+    assert small.zerogate_plan["difference"] <= 1e-14
+    assert small[0].out_features == 1
+
+
+class StackedMatrices(nn.Module):
+    """A network of its own for each part of the input, as experts have."""
+
+    def __init__(self, left: bool) -> None:
+        super().__init__()
+        self.left, self.stem, self.head = left, nn.Linear(3, 6), nn.Linear(5, 2)
+        self.up, self.down = nn.Parameter(torch.randn(4, 6, 7)), nn.Parameter(torch.randn(4, 7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).expand(4, *x.shape[:-1], -1)
+        y = (self.down.mT @ (self.up.mT @ y.mT).relu()).mT if self.left else torch.bmm((y @ self.up).relu(), self.down)
+        return self.head(y.sum(0))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_stacks_of_matrices(left: bool) -> None:
+    sparse = check_shares(StackedMatrices(left), torch.randn(5, 3))
+    assert units(sparse) == {"stem": 6, "": 7, "#2": 5}
+
+
+class EinsumAttention(nn.Module):
+    """Weights of three dimensions: width, heads, head size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.q, self.k, self.v, self.o = (nn.Parameter(torch.randn(8, 4, 3)) for _ in range(4))
+        self.q_bias = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = (torch.einsum("bic,chd->bihd", x, w) for w in (self.q, self.k, self.v))
+        scores = torch.einsum("bihd,bjhd->bhij", q + self.q_bias, k).softmax(-1)
+        y = torch.einsum("bhij,bjhd->bihd", scores, v)
+        return self.head(x + torch.einsum("bihd,chd->bic", y, self.o))
+
+
+def test_einsum_with_weights_of_three_dimensions() -> None:
+    sparse = check_shares(EinsumAttention(), torch.randn(2, 5, 3))
+    assert sorted((g.kind, g.units) for g in sparse.groups) == [("channel", 8), ("head", 4)]
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    assert sparse.compact().o.shape == (1, 1, 3)
+
+
+class Experts(nn.Module):
+    """Rows are sorted by expert and go through one matrix each; the kernel takes whole 16 bytes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 16), nn.Linear(16, 2)
+        self.up, self.down = nn.Parameter(torch.randn(3, 32, 16) / 4), nn.Parameter(torch.randn(3, 16, 32) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends, y = torch.tensor([4, 4, 8], dtype=torch.int32), self.stem(x)
+        y = F.grouped_mm(y, self.up.mT, offs=ends).relu()
+        return self.head(F.grouped_mm(y, self.down.mT, offs=ends))
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="of later versions of torch")
+def test_grouped_products_with_widths_that_the_kernel_takes() -> None:
+    torch.manual_seed(0)
+    model, x = Experts(), torch.randn(8, 3)
+    sparse = zg.sparsify(model, x, round_to=8)
+    assert units(sparse) == {"stem": 16, "": 32, "#2": 16}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact().eval()
+    assert small.down.shape == (3, 8, 8)
+    with torch.no_grad():
+        assert relative(model.eval()(x), small(x)) <= 1e-5
+
+
+class WithZeros(nn.Module):
+    """Scores get a bias of zeros, made by the first block for both, and a hidden state starts at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 6
+        self.stem, self.head = nn.Linear(3, 8), nn.Linear(6, 2)
+        self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.cell, self.enter = nn.Linear(8, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mask = torch.ones(1, 1, 1, x.shape[1], dtype=x.dtype).cumsum(-1)
+        bias = torch.zeros(1, self.heads, x.shape[1], x.shape[1], dtype=x.dtype) - mask
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = qkv(x).view(*x.shape[:2], 3, self.heads, 2).permute(2, 0, 3, 1, 4)
+            x = x + out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        state = x.new_full((len(x), self.width), 0.5).mul(2)
+        for step in x.unbind(1):
+            state = torch.tanh(self.cell(step) + state)
+        return self.head(state)
+
+
+def test_constants_of_a_size_that_follows() -> None:
+    sparse = check_shares(WithZeros(), torch.randn(2, 5, 3))
+    assert sorted((g.kind, g.units) for g in sparse.groups) == [("channel", 6), ("channel", 8), ("head", 4)]
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    small = sparse.compact()
+    assert (small.heads, small.width) == (1, 1)
+
+
+UNEVEN = {
+    "linspace": lambda n: torch.linspace(0, 1, n, dtype=torch.float64),
+    "cumulative": lambda n: torch.ones(n, dtype=torch.float64).cumsum(0),
+    "sum": lambda n: torch.ones(n, dtype=torch.float64) * torch.ones(n).sum(),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_constants_that_differ_along_the_channels_stay(name: str) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.c(m.b(torch.tanh(m.a(x)) * UNEVEN[name](m.width)))
+
+    model = Lambda(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
+    model.width = 6  # type: ignore[assignment]
+    assert units(check_shares(model, torch.randn(4, 3))) == {"b": 5}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from zerogate.attention import unnest
@@ -18,6 +17,7 @@ from zerogate.groups import Inputs, call, kept_rng, tensors_of
 from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
+from zerogate.precision import InDouble
 from zerogate.unregistered import replace, unregistered
 
 if TYPE_CHECKING:
@@ -100,17 +100,6 @@ def difference(sparse: Sparsified, small: nn.Module) -> float:
     return _difference(gated, copy.deepcopy(small).double(), sparse.example_inputs)
 
 
-class _InDouble(TorchFunctionMode):
-    """Lets a float64 model stay in float64 where its forward asks for float32, as several norms and softmaxes do: what
-    differs in the last bit would be rounded to what differs in the eighth digit."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            return args[0].double()
-        args = [torch.float64 if x is torch.float32 else x for x in args]
-        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})
-
-
 class _NotInThisPrecision(Exception):
     """The gated model itself does not run."""
 
@@ -123,7 +112,7 @@ def _difference(a: nn.Module, b: nn.Module, inputs: Inputs, dtype: torch.dtype |
     unnest(a)  # nested tensors hold zeros where padding was, and plain ones do not
     outs = []
     for model in (a, b):
-        with torch.no_grad(), kept_rng(model), _InDouble() if dtype is torch.float64 else nullcontext():
+        with torch.no_grad(), kept_rng(model), InDouble() if dtype is torch.float64 else nullcontext():
             torch.manual_seed(0)
             try:
                 outs.append(tensors_of(call(model, tree_map(_clone, inputs))))

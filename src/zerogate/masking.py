@@ -102,7 +102,7 @@ def sparsify(
         if kinds == {"weight"}:
             structure = replace(build(seen, excluded), norms=())
         else:
-            structure = removable(model, example_inputs, seen, excluded, included, kinds)
+            structure = removable(model, example_inputs, seen, excluded, included, kinds, _step(round_to))
     return Sparsified(
         model,
         example_inputs,
@@ -389,6 +389,11 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _step(round_to: Any) -> int:
+    """What widths are multiples of while they are tried; an option out of range is found later."""
+    return round_to if isinstance(round_to, int) and round_to > 0 else 1
 
 
 def _kinds(unit: Unit | Collection[Unit]) -> frozenset[str]:

@@ -7,12 +7,14 @@ weights w in [0, 1], n = Σw and c = √(N/n),
     RMSNorm:   x' = c·w·x                        mean(x'²) = Σ w x² / n        for w in {0, 1}
     LayerNorm: x' = c·(w·x + (1−w)·μ), μ = Σwx/n mean(x') = c·μ, var(x') = Σ w (x−μ)² / n
 
-and its result is divided by c again, in its weight. Compaction then only has to slice the norm.
+and its result is divided by c again, in its weight or, where that is no plain factor, in the result itself. Compaction
+then only has to slice the norm.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from zerogate.groups import Norm, Structure
 from zerogate.plans import apply_plan, make_plan
+from zerogate.precision import InDouble
 
 
 @dataclass
@@ -42,7 +45,7 @@ class KeepStatistics:
         spread, factor = w.view(shape), scale.view([-1 if w.ndim > 1 and i == 0 else 1 for i in range(x.ndim)])
         x = self._filled(x, spread, factor)
         weight = module._parameters.get("weight")
-        if weight is not None and w.ndim == 1:
+        if weight is not None and w.ndim == 1 and not self.norm.outside:
             module.__dict__["weight"] = weight / scale
         return (x, *args[1:])
 
@@ -110,7 +113,10 @@ def understood(model: nn.Module, structure: Structure) -> Iterator[tuple[Norm, N
         if key not in known:
             known[key] = _try_ways(module, norm, structure)
         found = known[key]
-        yield norm, None if found is None else replace(norm, centred=found.centred, over=found.over)
+        yield (
+            norm,
+            None if found is None else replace(norm, centred=found.centred, over=found.over, outside=found.outside),
+        )
 
 
 def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | None:
@@ -138,16 +144,15 @@ def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | Non
     try:
         small = apply_plan(copy.deepcopy(dense), make_plan(dense, local, kept))
         chosen = w.nonzero().flatten()
-        with torch.no_grad():
+        with torch.no_grad(), InDouble():
             wanted = small(x.index_select(norm.dim, chosen))
-            for centred in (True, False):
-                for over in ((norm.dim,), rest):
-                    way = replace(norm, centred=centred, over=over)
-                    twin = copy.deepcopy(dense)
-                    attach(twin, way, _Constant(w))
-                    got = twin(x).index_select(norm.dim, chosen)
-                    if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
-                        return way
+            for outside, centred, over in itertools.product((False, True), (True, False), ((norm.dim,), rest)):
+                way = replace(norm, centred=centred, over=over, outside=outside)
+                twin = copy.deepcopy(dense)
+                attach(twin, way, _Constant(w))
+                got = twin(x).index_select(norm.dim, chosen)
+                if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
+                    return way
     except Exception:  # whatever the module does with an input of this size, it is not a norm that can be followed
         return None
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -18,11 +19,13 @@ def removable(
     exclude: Collection[str] = (),
     include: Collection[str] | None = None,
     kinds: Collection[str] = KINDS,
+    step: int = 1,
 ) -> Structure:
     """The structure of all units that the model's own forward can do without.
 
     Sizes written into a forward (a reshape, a split at fixed places) leave no trace in the labels. So a copy is closed at
-    random, compacted, and run beside the record of the whole one; see `groups.replay`.
+    random, to widths that are multiples of ``step``, compacted, and run beside the record of the whole one; see
+    `groups.replay`.
     """
 
     def make() -> Structure:
@@ -37,7 +40,7 @@ def removable(
             _settle_norms(model, seen, structure)
             structure = make()
         twin = twin_of(model, meta=False) if seen.twin is None else seen.twin
-        structure = settle(twin, inputs, seen, structure, make, cut)
+        structure = settle(twin, inputs, seen, structure, make, cut, step)
     return structure
 
 
@@ -51,6 +54,6 @@ def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) ->
             if way is None:
                 seen.labels.freeze(norm.labels, norm.reason)
                 continue
-            norm = type(norm)(norm.module, norm.dim, norm.shape, norm.labels, norm.reason, way.centred, way.over)
+            norm = replace(norm, centred=way.centred, over=way.over, outside=way.outside)
         found.append(norm)
     seen.norms = found

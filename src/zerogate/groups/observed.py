@@ -64,6 +64,7 @@ class Norm:
         reason: given where it cannot be done.
         centred: whether it subtracts the mean (LayerNorm) or not (RMSNorm).
         over: dimensions it normalises over, counted from the end.
+        outside: whether its result is rescaled, because its weight is no plain factor (``1 + weight``).
     """
 
     module: str
@@ -73,6 +74,7 @@ class Norm:
     reason: str
     centred: bool = False
     over: tuple[int, ...] = ()
+    outside: bool = False
 
 
 @dataclass(frozen=True)

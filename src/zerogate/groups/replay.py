@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zerogate.errors import first_line
 from zerogate.groups.labels import labels_in, narrow_constant
 from zerogate.groups.observed import Observations, Repair, Step, scalars_among
-from zerogate.groups.rules import CUTS, MOVES
+from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
 from zerogate.groups.shapes import bind
 from zerogate.groups.structure import Structure, repairs_of
 from zerogate.groups.trace import LAYOUT, Tracer, quick_copy, tensors_among
@@ -83,6 +83,8 @@ class _Replay(Tracer):
     def __init__(self, steps: list[Step], sizes: Sizes, meta: bool) -> None:
         super().__init__(meta)
         self.steps, self.sizes, self.at, self.running = steps, sizes, 0, False
+        self._even = self.by_tensor()
+        """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
 
     def before(self, func: Any) -> None:
         name = func.overloadpacket.__name__
@@ -97,14 +99,22 @@ class _Replay(Tracer):
 
     def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
         if func.overloadpacket.__name__ in LAYOUT:
+            if out is not args[0] and args[0] in self._even:
+                self._even[out] = self._even[args[0]]
             return
         self.running = False
         step = self.steps[self.at]
-        now = [tuple(x.shape) for x in tensors_among(out)]
-        for shape, (full, labels) in zip(now, step.outs, strict=True):
+        even = self._stays_even(func, args, kwargs)
+        for x, (full, labels) in zip(tensors_among(out), step.outs, strict=True):
+            shape = tuple(x.shape)
             if shape != self.sizes.shape(full, labels) and 0 not in full:
-                raise _Left(_wrong_size(step))
-        if step.name not in _SIZED:
+                if labels is not None or even is None or len(shape) != len(full):
+                    raise _Left(_wrong_size(step))
+                self._even[x] = even
+        if step.name in FACTORIES:
+            if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
+                raise _Left(f"{step.name} with a number that depends on the size")
+        elif step.name not in _SIZED:
             if step.scalars != scalars_among((args, kwargs)):
                 raise _Left(f"{step.name} with a number that depends on the size")
         elif step.name in ("slice", "narrow", "select"):
@@ -120,6 +130,29 @@ class _Replay(Tracer):
             ):
                 raise _Left(f"{step.name} in a number of groups that is written down")
         self.at += 1
+
+    def _stays_even(self, func: Any, args: Any, kwargs: Any) -> bool | None:
+        """What may be said of a result that has another size than recorded: True if it is the same everywhere, False if it
+        is the same all along the dimensions that changed, None if it need not be.
+
+        Raises `_Left` where something that may only be broadcast is used in another way.
+        """
+        name = func.overloadpacket.__name__
+        if name in FACTORIES:
+            return True
+        if not self._even:
+            return None
+        held = [self._even.get(x) for x in tensors_among((args, kwargs))]
+        if all(even is None for even in held):
+            return None
+        if name in SAME or is_pointwise(func) or name in TURNS:
+            return all(even is True for even in held)
+        if name in MOVES and all(held):
+            return True
+        mask = bind(func, args, kwargs).get("attn_mask")
+        if sum(even is not None for even in held) == (mask is not None and self._even.get(mask) is not None):
+            return None
+        raise _Left(_wrong_size(self.steps[self.at]))
 
 
 class _Left(Exception):
@@ -194,6 +227,21 @@ def _demands(step: Step) -> list[tuple[int, Tensor]]:
     return found
 
 
+def _widths(step: Step) -> list[tuple[int, Tensor]]:
+    """Sizes of what a step made → the rows of labels they count: what else it meets must have the same."""
+    found = list[tuple[int, Tensor]]()
+    for full, labels in step.outs:
+        if isinstance(labels, Tensor):
+            rows = ((n, _rows(labels, d)) for d, n in enumerate(full))
+            found += [(n, r) for n, r in rows if r is not None]
+    return found
+
+
+def _asked(step: Step) -> list[tuple[int, Tensor]]:
+    """`_demands`, and where an op takes no sizes those of what it made."""
+    return _demands(step) + ([] if step.name in (*MOVES, *CUTS) else _widths(step))
+
+
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
     """Runs a smaller model beside the record; where and why it leaves it, or None. ``twin`` is used up."""
     mode = _Replay(seen.steps, sizes, seen.meta)
@@ -220,6 +268,7 @@ def settle(
     structure: Structure,
     build: Callable[[], Structure],
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
+    step: int = 1,
 ) -> Structure:
     """The structure of what can really be removed.
 
@@ -228,13 +277,14 @@ def settle(
         structure: of what has been seen.
         build: makes it anew.
         cut: removes from a copy all but the kept units, bool [units].
+        step: of groups of channels, multiples of it are kept.
     """
     passed = 0
     generator = torch.Generator().manual_seed(0)
     # twice where sizes are given as numbers: one that is written down may be right by chance
     enough = 2 if any(_demands(s) for s in seen.steps if s.name in _NUMBERED) else 1
     while structure.units and passed < enough:
-        kept = _some(structure, generator)
+        kept = _some(structure, generator, step)
         stop = _try(model, inputs, seen, structure, kept, cut)
         passed = passed + 1 if stop is None else 0
         while stop is not None and (further := _repair(model, inputs, seen, structure, cut, kept, stop)) is not None:
@@ -249,7 +299,7 @@ def settle(
     return structure
 
 
-def _some(structure: Structure, generator: torch.Generator) -> Tensor:
+def _some(structure: Structure, generator: torch.Generator, step: int = 1) -> Tensor:
     """A random part of each group that can shrink, never nothing of it."""
     kept = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
@@ -258,6 +308,11 @@ def _some(structure: Structure, generator: torch.Generator) -> Tensor:
             closed = torch.rand(n, generator=generator) < 0.5
             some, other = torch.randperm(n, generator=generator)[:2].tolist()
             closed[some], closed[other] = True, False
+            if step > 1 and group.kind == "channel":
+                wanted = -(-int((~closed).sum()) // step) * step  # rounded up, unless that is all of it
+                wanted = min(wanted, max((n - 1) // step * step, step if n > step else n))
+                closed = torch.ones(n, dtype=torch.bool)
+                closed[torch.randperm(n, generator=generator)[:wanted]] = False
             kept[group.slice] = ~closed
     return kept
 
@@ -302,7 +357,7 @@ def _repair(
     for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):
         wanted: list[tuple[Repair, int]] = []
         for asker in asking:
-            for size, rows in _demands(asker):
+            for size, rows in _asked(asker) if asker is step else _demands(asker):
                 now = sizes.count(rows)
                 if now == size:
                     continue
@@ -339,7 +394,7 @@ def _everywhere(
     if not step.module.startswith(repair.module):
         return found | _in_siblings(seen, modules, step, repair)
     below = step.module[len(repair.module) :].lstrip(".")
-    numbers = [i for i, (_, rows) in enumerate(_demands(step)) if rows is repair.rows or torch.equal(rows, repair.rows)]
+    numbers = [i for i, (_, rows) in enumerate(_asked(step)) if rows is repair.rows or torch.equal(rows, repair.rows)]
     if not numbers:
         return found
     for other in seen.steps:
@@ -349,7 +404,7 @@ def _everywhere(
         holder = modules.get(path)
         if path == repair.module or type(holder) is not type(modules[repair.module]):
             continue
-        demands = _demands(other)
+        demands = _asked(other)
         if numbers[0] < len(demands):
             size, rows = demands[numbers[0]]
             if (repair.attribute, repair.entry) in _holders(holder, size):
@@ -362,12 +417,12 @@ def _in_siblings(
 ) -> dict[tuple[str, str, int | None], Repair]:
     """The same repair in the child of the same name of all modules that run the same line."""
     child = repair.module[len(step.module) :].lstrip(".")
-    number = next((i for i, (_, rows) in enumerate(_demands(step)) if torch.equal(rows, repair.rows)), None)
+    number = next((i for i, (_, rows) in enumerate(_asked(step)) if torch.equal(rows, repair.rows)), None)
     found = {}
     for other in seen.steps:
         path = f"{other.module}.{child}".lstrip(".")
         if other.place == step.place and other.name == step.name and path in modules and number is not None:
-            demands = _demands(other)
+            demands = _asked(other)
             if number < len(demands) and (repair.attribute, repair.entry) in _holders(
                 modules[path], demands[number][0]
             ):
@@ -423,7 +478,7 @@ def _tie(
                         _tie_places(seen, mine, given)
     if seen.labels.changes != changes:
         structure = build()
-        if structure.units:
+        if structure.units and (structure.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
             kept = _some(structure, torch.Generator().manual_seed(1))
             further = _try(model, inputs, seen, structure, kept, cut)
             if further is not None and further.step == stop.step:

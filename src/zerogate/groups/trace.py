@@ -124,6 +124,15 @@ class ById:
     def __setitem__(self, x: Tensor, value: Any) -> None:
         self._held[id(x)] = x, value
 
+    def __getitem__(self, x: Tensor) -> Any:
+        return self._held[id(x)][1]
+
+    def __contains__(self, x: Tensor) -> bool:
+        return id(x) in self._held
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
 
 class Tracer(TorchDispatchMode):
     """Calls `visit` for every op that a model runs.

@@ -23,7 +23,7 @@ from zerogate.attention import Attention, refusal, unnest
 from zerogate.errors import WatchError, first_line
 from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
 from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair, Step
-from zerogate.groups.rules import LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
+from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
 from zerogate.groups.rules.op import replaced
 from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, quick_copy, tensors_among
 from zerogate.tensors import named_tensors, owner_of
@@ -159,6 +159,8 @@ class Watcher(Tracer):
         self._modules = dict(model.named_modules())
         self._arguments: dict[str, tuple[Any, ...]] = {}
         self._mixed = self.by_tensor()
+        self._constant = self.by_tensor()
+        """Results of factories, and what was made of them alone → the labels they have met."""
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
         self._batch = first.shape[0] if first is not None and first.shape[0] else 1
@@ -185,6 +187,20 @@ class Watcher(Tracer):
             steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
             self._raw[name] = View(name, tuple(i.expand(shape) for i in steps))
         return [self._raw[name]]
+
+    def meet_constant(self, x: Tensor, labels: Tensor) -> None:
+        """Ties all labels that meet the same constant: as long as it may be, so many there are of each of them."""
+        if x not in self._constant or not (vary := varying_dims(labels)):
+            return
+        shift = labels.ndim - x.ndim
+        if any(d < shift or x.shape[d - shift] == 1 for d in vary):
+            return
+        met = labels[(0,) * shift][tuple(slice(0, 1) if n == 1 else slice(None) for n in x.shape)].expand(x.shape)
+        held = self._constant[x]
+        if held is None:
+            self._constant[x] = met
+        else:
+            self.seen.labels.unite(met, held)
 
     def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
         return self.seen.labels.tie_rows(rows, self.where(reason))
@@ -399,11 +415,14 @@ class Watcher(Tracer):
             self.seen.norms.append(site)
         return True
 
-    def tell(self, attribute: str, value: int, rows: Tensor) -> None:
-        """Says that an attribute of the running module, if it is this one's, counts the rows of labels that are kept."""
+    def tell(self, attribute: str, value: int | tuple[int, ...], rows: Tensor) -> None:
+        """Says that an attribute of the running module, if it is this one's, counts the rows of labels that are kept; the
+        last place of it does, if it is a tuple or list."""
         path = self.stack[-1] if self.stack else ""
-        if vars(self._modules[path]).get(attribute) == value:
-            self.seen.repairs[path, attribute, None] = Repair(path, attribute, None, rows)
+        held = vars(self._modules[path]).get(attribute)
+        entry = len(held) - 1 if isinstance(held, (tuple, list)) and held else None
+        if held is not None and (held == value if entry is None else tuple(held) == value):
+            self.seen.repairs[path, attribute, entry] = Repair(path, attribute, entry, rows)
 
     def mixes(self, result: Tensor, labels: Tensor, reason: str) -> None:
         """Says that a result is made of all of these channels; they stay if anything uses it."""
@@ -434,6 +453,10 @@ class Watcher(Tracer):
         found = labels if isinstance(labels, list) else [labels] * len(outputs)
         for tensor, label in zip(outputs, found, strict=True):
             self._set(op, tensor, label)
+        if op.name in FACTORIES or any(x in self._constant for x in op.tensors):
+            for x in outputs:
+                if x not in self._labels and x not in self._constant:
+                    self._constant[x] = self._constant.get(op.tensors[0]) if op.name in LAYOUT else None
         if op.name in LAYOUT:
             return
         self.seen.steps.append(

@@ -121,8 +121,47 @@ def _product(op: Op, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None
         entering = _entering(op, b, -2)
         made = op.watcher.layer(a, bias, entering=entering, dims=(1, 0), macs=macs, channel_dim=-2)
         return None if made is None else made.view(-1, 1).expand(op.out.shape)
+    for stack, x, k, n in ((b, a, -2, -1), (a, b, -1, -2)):
+        if stack.ndim > 2 and _whole_parameter(op, stack) is not None:
+            return _stacked(op, x, stack, k, n, bias)
     out = contract(op, op.labels_or_zero(a), op.labels_or_zero(b))
     return squash(out.expand(op.out.shape))
+
+
+def _stacked(op: Op, x: Tensor, weight: Tensor, k: int, n: int, bias: Tensor | None) -> Tensor | None:
+    """A stack of matrices [..., K, N], one for each part of the input: its K and N are channels of all of them, and its
+    parts go with what of the input they are for."""
+    found, channel_dim = op.labels(x), -1 if n == -1 else -2
+    if found is None and op.views(x):
+        found = op.watcher.promote(x, {channel_dim % x.ndim})
+    stack = set() if found is None else {d for d in varying_dims(found) if d < found.ndim - 2}
+    if found is not None and stack:
+        found = op.mix(found, {found.ndim + channel_dim})
+        through = squash(found.narrow(channel_dim, 0, 1).expand(op.out.shape))
+        along = tuple(slice(0, 1) if d >= found.ndim - 2 else slice(None) for d in range(found.ndim))
+        for view in op.views(weight):
+            op.watcher.attach_view(view, found[along].expand(weight.shape))
+        macs = op.out.numel() * weight.shape[k]
+        op.watcher.layer(weight, None, entering=None, dims=(None, None), macs=macs, channel_dim=channel_dim)
+        return through
+    made = op.watcher.layer(
+        weight,
+        bias,
+        entering=None if found is None else op.channels(found, channel_dim),
+        dims=(weight.ndim + k, weight.ndim + n),
+        macs=op.out.numel() / weight.shape[n],
+        channel_dim=channel_dim,
+    )
+    return None if made is None else made.view(-1, *[1] * (-n - 1)).expand(op.out.shape)
+
+
+@rule("_grouped_mm")
+def _grouped_mm(op: Op) -> Out:
+    """A matrix for each run of rows, as of the experts that they are sent to."""
+    a, b = op.bound["self"], op.bound["mat2"]
+    if a.ndim != 2 or b.ndim != 3 or _whole_parameter(op, b) is None:
+        raise Freeze("_grouped_mm of something that is no parameter")
+    return _stacked(op, a, b, -2, -1, op.bound.get("bias"))
 
 
 def _whole_parameter(op: Op, x: Tensor) -> View | None:
@@ -219,18 +258,31 @@ def _einsum(op: Op) -> Out:
 
 
 def _einsum_layer(op: Op, x: Tensor, letters: str, weight: Tensor, own: str, out: str) -> Tensor | None:
+    """Channels of a parameter with several dimensions of inputs or outputs, such as [width, heads, head size], lie along
+    the first of them; along the others they are tied."""
     summed = [c for c in own if c in letters and c not in out]
     made = [c for c in own if c not in letters]
-    if len(own) != 2 or len(summed) != 1 or len(made) != 1 or made[0] not in out:
+    stacked = any(c in letters and c in out for c in own)
+    if stacked or not summed or not made or any(c not in out for c in made) or len({*letters}) < len(letters):
         raise Freeze(f"einsum {op.args[0]} with a parameter")
+    found = op.labels(x)
+    if found is None and op.views(x):
+        found = op.watcher.promote(x, {letters.index(c) for c in summed})
+    lies = summed
+    if found is not None:
+        lies = [c for c in summed if letters.index(c) in varying_dims(found)] or summed
+        if len(lies) > 1:
+            found = op.mix_all(found, {letters.index(c) for c in lies[1:]})
     place = out.index(made[0])
     labels = op.watcher.layer(
         weight,
         None,
-        entering=_entering(op, x, letters.index(summed[0])),
-        dims=(own.index(summed[0]), own.index(made[0])),
-        macs=op.out.numel() / op.out.shape[place],
-        channel_dim=letters.index(summed[0]) - x.ndim,
+        entering=None if found is None else op.channels(found, letters.index(lies[0])),
+        dims=(own.index(lies[0]), own.index(made[0])),
+        macs=op.out.numel()
+        / op.out.shape[place]
+        * math.prod(weight.shape[own.index(c)] for c in summed if c != lies[0]),
+        channel_dim=letters.index(lies[0]) - x.ndim,
     )
     if labels is None:
         return None

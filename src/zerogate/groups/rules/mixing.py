@@ -41,6 +41,8 @@ def _layer_norm(op: Op) -> Out:
     vary = set(varying_dims(found))
     if vary & over and not vary - over:
         labels = _over_kept(op, found, over, "layer" if "layer" in op.name else "rms")
+        if len(over) == 1 and op.bound.get("weight") is None:
+            op.watcher.tell("normalized_shape", tuple(op.bound["normalized_shape"]), op.channels(labels, -1)[:, None])
         for name in ("weight", "bias"):
             held = op.bound.get(name)
             if held is not None:

@@ -35,6 +35,21 @@ SHAPE_ONLY = words("""
     new_zeros new_ones new_empty new_full size stride sym_size sym_numel numel dim is_floating_point is_complex
     _local_scalar_dense item is_same_size
 """)
+FACTORIES = {f"{new}{name}" for new in ("", "new_") for name in ("zeros", "ones", "empty", "full")}
+"""Ops that make the same value everywhere, of a size that may come from an attribute."""
+TURNS = {
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "permute",
+    "transpose",
+    "t",
+    "broadcast_to",
+    "expand_as",
+    "cat",
+    "masked_fill",
+}
+"""Moves by which what is the same all along a dimension stays so."""
 _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _LARGE = 1 << 21  # entries of a parameter above which its reshaped indices are not followed
 
@@ -291,8 +306,10 @@ def follow_views(op: Op) -> list[list[View]] | None:
                 for v in views[id(x)]:
                     if v.name == name:
                         return v.index[d]
-                if x.dtype in _INTEGERS:
+                if x.dtype in _INTEGERS and (op.name != "index" or op.watcher.value_of(x) is not None):
                     return _values(op, x)
+                if x.dtype in _INTEGERS:  # places that nobody knows, of a dimension that keeps its own
+                    return torch.zeros(x.shape, dtype=torch.int64)
                 return torch.full((), -1).expand(x.shape)
 
             args, kwargs = replaced(op.args, to_index), replaced(op.kwargs, to_index)

@@ -115,7 +115,11 @@ class Op:
             return found
         if not vary - dims:
             raise Freeze(f"{self.name} over channels")
-        tied = over(found, hit)
+        return self.mix_all(found, set(hit))
+
+    def mix_all(self, found: Tensor, dims: set[int]) -> Tensor:
+        """`mix`, also where nothing else varies."""
+        tied = over(found, dims)
         self.unite(found, tied)
         return squash(tied.expand(found.shape))
 

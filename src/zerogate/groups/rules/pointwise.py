@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import narrow_constant, squash
+from zerogate.groups.labels import narrow_constant, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, rule, words
 
 POINTWISE = words("""
@@ -15,6 +17,11 @@ POINTWISE = words("""
     sub_ mul mul_ div div_ true_divide rsub pow pow_ square sqrt rsqrt exp log abs neg neg_ maximum minimum lerp addcmul
     addcdiv multiply divide subtract negative absolute copy_
 """)
+
+
+def is_pointwise(func: Any) -> bool:
+    """Whether each entry of an op's result depends on the entries at its own place alone."""
+    return func.overloadpacket.__name__ in POINTWISE or torch.Tag.pointwise in func.tags
 
 
 @rule(*POINTWISE)
@@ -44,6 +51,7 @@ def meet(op: Op, x: Tensor, labels: Tensor) -> None:
     """Says that the parameters in x, broadcast to these labels, are sliced with them."""
     for view in op.views(x):
         op.watcher.attach_view(view, labels)
+    op.watcher.meet_constant(x, labels)
 
 
 def either(a: Tensor, b: Tensor) -> Tensor:
@@ -51,6 +59,22 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     shape = a.shape
     a, b = narrow_constant(a, b)
     return torch.where(a != 0, a, b).expand(shape)
+
+
+@rule("glu")
+def _glu(op: Op) -> Out:
+    """The channels at one place of both halves are tied, so that the halves stay equally long."""
+    found = op.labels(op.bound["self"])
+    assert found is not None
+    dim = op.bound.get("dim", -1) % found.ndim
+    a, b = found.chunk(2, dim)
+    if dim not in varying_dims(found):
+        return a
+    op.unite(a, b)
+    labels = squash(either(a, b))
+    mixed = torch.where((a == 0) | (b == 0), labels, 0)
+    op.watcher.seen.labels.freeze(mixed, op.watcher.where("glu of channels and constants"))
+    return labels
 
 
 @rule("prelu")
