@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class _Replay(Tracer):
             given = bind(func, args, kwargs)
             if any(
                 self.sizes.count(rows) not in (given.get("num_groups"), given.get("group"))
-                for _, rows in _demands(step)
+                for _, rows, *_ in _demands(step)
             ):
                 raise _Left(f"{step.name} in a number of groups that is written down")
         self.at += 1
@@ -187,57 +187,73 @@ def _rows(labels: Tensor | None, dim: int) -> Tensor | None:
     return narrow.movedim(dim, 0).reshape(labels.shape[dim], -1)
 
 
-def _demands(step: Step) -> list[tuple[int, Tensor]]:
-    """Sizes that the op was given → the rows of labels they count."""
-    bound, found = step.bound(), list[tuple[int, Tensor]]()
+class Demand(NamedTuple):
+    """A size that an op was given, the rows of labels it counts, and the argument that gave it with the place in that,
+    if it is a list."""
+
+    size: int
+    rows: Tensor
+    key: str
+    entry: int | None
+
+
+def _demands(step: Step) -> list[Demand]:
+    """Sizes that the op was given."""
+    if "demands" in step.__dict__:
+        return step.__dict__["demands"]
+    bound, found = step.bound(), list[Demand]()
     outs = [labels for _, labels in step.outs]
     out = outs[0] if outs else None
 
-    def ask(size: Any, labels: Any, dim: int, stop: int | None = None) -> None:
-        for each in tensors_among(labels):
+    def ask(key: str, entry: int | None, size: Any, labels: Any, dim: int, stop: int | None = None) -> None:
+        for each in tensors_among(labels) if isinstance(size, int) and size > 0 else ():
             rows = _rows(each, dim)
-            if rows is not None and isinstance(size, int) and size > 0:
-                found.append((size, rows[:stop]))
+            if rows is not None:
+                found.append(Demand(size, rows[:stop], key, entry))
 
     for key in ("size", "shape"):
         value = bound.get(key)
         if isinstance(value, (list, tuple)) and out is not None and step.name in MOVES:
             for i, n in enumerate(value):
-                ask(n, out, i - len(value))
+                ask(key, i, n, out, i - len(value))
     if step.name == "unflatten" and out is not None:
         dim = bound["dim"] % (len(step.outs[0][0]) - len(bound["sizes"]) + 1)
         for i, n in enumerate(bound["sizes"]):
-            ask(n, out, dim + i)
+            ask("sizes", i, n, out, dim + i)
     if step.name in CUTS and step.entering:
         dim = bound.get("dim", 0)
         for key in ("split_size", "split_sizes", "length"):
             value = bound.get(key)
-            for i, n in enumerate(value if isinstance(value, (list, tuple)) else [value]):
-                ask(n, outs[i], dim)
+            if isinstance(value, (list, tuple)):
+                for i, n in enumerate(value):
+                    ask(key, i, n, outs[i], dim)
+            else:
+                ask(key, None, value, outs[0], dim)
         for key in ("start", "end"):
-            ask(bound.get(key), step.entering[0], dim, bound.get(key))
+            ask(key, None, bound.get(key), step.entering[0], dim, bound.get(key))
     if "normalized_shape" in bound:
         for i, n in enumerate(bound["normalized_shape"]):
-            ask(n, out, i - len(bound["normalized_shape"]))
-    groups = bound.get("groups", bound.get("num_groups", bound.get("group", 1)))
-    if groups > 1 and step.entering:
+            ask("normalized_shape", i, n, out, i - len(bound["normalized_shape"]))
+    key = next((k for k in ("groups", "num_groups", "group") if k in bound), "")
+    if bound.get(key, 1) > 1 and step.entering:
         rows = _rows(out if isinstance(out, Tensor) else step.entering[0], 1)
-        if rows is not None and len(rows) % groups == 0:
-            found.append((groups, rows.reshape(groups, -1)))
+        if rows is not None and len(rows) % bound[key] == 0:
+            found.append(Demand(bound[key], rows.reshape(bound[key], -1), key, None))
+    step.__dict__["demands"] = found
     return found
 
 
-def _widths(step: Step) -> list[tuple[int, Tensor]]:
-    """Sizes of what a step made → the rows of labels they count: what else it meets must have the same."""
-    found = list[tuple[int, Tensor]]()
-    for full, labels in step.outs:
+def _widths(step: Step) -> list[Demand]:
+    """Sizes of what a step made: what else it meets must have the same."""
+    found = list[Demand]()
+    for i, (full, labels) in enumerate(step.outs):
         if isinstance(labels, Tensor):
-            rows = ((n, _rows(labels, d)) for d, n in enumerate(full))
-            found += [(n, r) for n, r in rows if r is not None]
+            rows = ((d, n, _rows(labels, d)) for d, n in enumerate(full))
+            found += [Demand(n, r, f"result {i}", d - len(full)) for d, n, r in rows if r is not None]
     return found
 
 
-def _asked(step: Step) -> list[tuple[int, Tensor]]:
+def _asked(step: Step) -> list[Demand]:
     """`_demands`, and where an op takes no sizes those of what it made."""
     return _demands(step) + ([] if step.name in (*MOVES, *CUTS) else _widths(step))
 
@@ -281,40 +297,60 @@ def settle(
     """
     passed = 0
     generator = torch.Generator().manual_seed(0)
-    # twice where sizes are given as numbers: one that is written down may be right by chance
-    enough = 2 if any(_demands(s) for s in seen.steps if s.name in _NUMBERED) else 1
-    while structure.units and passed < enough:
+    numbered = [s for s in seen.steps if s.name in _NUMBERED and _demands(s)]
+    while structure.units:
         kept = _some(structure, generator, step)
         stop = _try(model, inputs, seen, structure, kept, cut)
-        passed = passed + 1 if stop is None else 0
         while stop is not None and (further := _repair(model, inputs, seen, structure, cut, kept, stop)) is not None:
             structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
             stop = None if further.step > len(seen.steps) else further
-        if stop is not None:
-            tied = _tie(model, inputs, seen, structure, build, cut, stop)
-            if tied is None:
-                _give_up(model, inputs, seen, structure, cut, kept, stop)
-                tied = build()
-            structure = tied
+        if stop is None:
+            passed += 1
+            # a number may be right by chance, where it could be that of another group
+            if passed > 1 or not _mistakable(structure, kept, numbered):
+                break
+            continue
+        passed = 0
+        tied = _tie(model, inputs, seen, structure, build, cut, stop)
+        if tied is None:
+            _give_up(model, inputs, seen, structure, cut, kept, stop)
+            tied = build()
+        structure = tied
     return structure
 
 
 def _some(structure: Structure, generator: torch.Generator, step: int = 1) -> Tensor:
-    """A random part of each group that can shrink, never nothing of it."""
+    """A random part of each group that can shrink, never nothing of it; of groups of one size not the same number one
+    after another."""
     kept = torch.ones(structure.units, dtype=torch.bool)
+    given: dict[int, int] = {}
     for group in structure.groups:
         n = group.units
         if n > 1 and group.slice.start not in structure.inputs:  # selecting inputs is an op more
-            closed = torch.rand(n, generator=generator) < 0.5
-            some, other = torch.randperm(n, generator=generator)[:2].tolist()
-            closed[some], closed[other] = True, False
+            turn = given[n] = given.get(n, -1) + 1
+            turn %= n - 1
+            left = (n + (turn + 1 if turn % 2 else -turn)) // 2  # n/2, n/2 + 1, n/2 − 1, …
             if step > 1 and group.kind == "channel":
-                wanted = -(-int((~closed).sum()) // step) * step  # rounded up, unless that is all of it
-                wanted = min(wanted, max((n - 1) // step * step, step if n > step else n))
-                closed = torch.ones(n, dtype=torch.bool)
-                closed[torch.randperm(n, generator=generator)[:wanted]] = False
-            kept[group.slice] = ~closed
+                left = -(-left // step) * step  # rounded up, unless that is all of it
+                left = min(left, max((n - 1) // step * step, step if n > step else n))
+            kept[group.slice] = False
+            kept[group.slice.start + torch.randperm(n, generator=generator)[:left]] = True
     return kept
+
+
+def _mistakable(structure: Structure, kept: Tensor, numbered: list[Step]) -> bool:
+    """Whether in any module that gives sizes as numbers two groups of one size keep equally many."""
+    group = structure.group_of_unit
+    left = torch.zeros(len(structure.groups), dtype=torch.int64).index_add_(0, group, kept.long()).tolist()
+    met: dict[str, set[int]] = {}
+    for step in numbered:
+        units = structure.unit_of[_among(step.entering)]
+        met.setdefault(step.module, set()).update(group[units[units >= 0]].unique().tolist())
+    for groups in met.values():
+        sizes = [(structure.groups[g].units, left[g]) for g in groups if structure.groups[g].units > 2]
+        if len(set(sizes)) < len(sizes):
+            return True
+    return False
 
 
 def _sizes(structure: Structure, kept: Tensor) -> Sizes:
@@ -357,7 +393,7 @@ def _repair(
     for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):
         wanted: list[tuple[Repair, int]] = []
         for asker in asking:
-            for size, rows in _asked(asker) if asker is step else _demands(asker):
+            for size, rows, *_ in _asked(asker) if asker is step else _demands(asker):
                 now = sizes.count(rows)
                 if now == size:
                     continue
@@ -389,44 +425,29 @@ def _repair(
 def _everywhere(
     seen: Observations, modules: dict[str, nn.Module], step: Step, repair: Repair
 ) -> dict[tuple[str, str, int | None], Repair]:
-    """The same repair for all modules of that class that run the same line."""
+    """The same repair for all modules of that class that run the same line, and in the child of the same name of those."""
     found = {(repair.module, repair.attribute, repair.entry): repair}
-    if not step.module.startswith(repair.module):
-        return found | _in_siblings(seen, modules, step, repair)
-    below = step.module[len(repair.module) :].lstrip(".")
-    numbers = [i for i, (_, rows) in enumerate(_asked(step)) if rows is repair.rows or torch.equal(rows, repair.rows)]
-    if not numbers:
+    asked = next((d for d in _asked(step) if d.rows is repair.rows or torch.equal(d.rows, repair.rows)), None)
+    if asked is None:
         return found
+    above = step.module.startswith(repair.module)
+    below = step.module[len(repair.module) :].lstrip(".") if above else repair.module[len(step.module) :].lstrip(".")
     for other in seen.steps:
         if other.place != step.place or other.name != step.name:
             continue
-        path = other.module[: len(other.module) - len(below)].rstrip(".") if below else other.module
+        if not above:
+            path = f"{other.module}.{below}".lstrip(".")
+        else:
+            path = other.module[: len(other.module) - len(below)].rstrip(".") if below else other.module
         holder = modules.get(path)
         if path == repair.module or type(holder) is not type(modules[repair.module]):
             continue
-        demands = _asked(other)
-        if numbers[0] < len(demands):
-            size, rows = demands[numbers[0]]
-            if (repair.attribute, repair.entry) in _holders(holder, size):
-                found[path, repair.attribute, repair.entry] = Repair(path, repair.attribute, repair.entry, rows)
-    return found
-
-
-def _in_siblings(
-    seen: Observations, modules: dict[str, nn.Module], step: Step, repair: Repair
-) -> dict[tuple[str, str, int | None], Repair]:
-    """The same repair in the child of the same name of all modules that run the same line."""
-    child = repair.module[len(step.module) :].lstrip(".")
-    number = next((i for i, (_, rows) in enumerate(_asked(step)) if torch.equal(rows, repair.rows)), None)
-    found = {}
-    for other in seen.steps:
-        path = f"{other.module}.{child}".lstrip(".")
-        if other.place == step.place and other.name == step.name and path in modules and number is not None:
-            demands = _asked(other)
-            if number < len(demands) and (repair.attribute, repair.entry) in _holders(
-                modules[path], demands[number][0]
-            ):
-                found[path, repair.attribute, repair.entry] = replace(repair, module=path, rows=demands[number][1])
+        for size, rows, key, entry in _asked(other):
+            # of a list that is given as it is held, all places
+            place = entry if repair.entry is not None and repair.entry == asked.entry else repair.entry
+            same = key == asked.key and (entry == asked.entry or place == entry)
+            if same and (repair.attribute, place) in _holders(holder, size):
+                found.setdefault((path, repair.attribute, place), Repair(path, repair.attribute, place, rows))
     return found
 
 
