@@ -28,7 +28,7 @@ from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
 from zerogate.removable import removable
 from zerogate.report import Report, make_report
-from zerogate.tensors import tied_names
+from zerogate.tensors import modules_by_name, tied_names
 
 Unit = Literal["channel", "head", "weight"]
 
@@ -268,7 +268,7 @@ class Sparsified(nn.Module):
         """Puts the gates (back) on the model."""
         if self._handles:
             return
-        modules = dict(self.model.named_modules(remove_duplicate=False))
+        modules = modules_by_name(self.model, twice=True)
         tied = tied_names(self.model)
         shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
         self._places = []

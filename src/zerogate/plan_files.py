@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from zerogate.errors import CheckpointError
 from zerogate.plans import Plan
-from zerogate.tensors import named_tensors, tied_names, transient_buffers
+from zerogate.tensors import modules_by_name, named_tensors, tied_names, transient_buffers
 
 PLAN_VERSION = 2
 PLAN_KEYS = ("version", "dense", "steps", "result", "difference")
@@ -52,7 +52,7 @@ def architecture(model: nn.Module, attributes: bool = True) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     transient = transient_buffers(model)
-    for prefix, module in model.named_modules():
+    for prefix, module in modules_by_name(model).items():
         found[prefix] = type(module).__name__
         for name, value in vars(module).items() if attributes else ():
             if not name.startswith("_") and _is_size(value):
@@ -94,7 +94,7 @@ def read_step(step: Any, model: nn.Module) -> Plan:
     plan = Plan()
     if not isinstance(step, dict) or set(step) != {"keep", "select", "attributes", "attention"}:
         raise CheckpointError("holds a plan with a step that is none")
-    tensors, modules = dict(named_tensors(model)), dict(model.named_modules(remove_duplicate=False))
+    tensors, modules = dict(named_tensors(model)), modules_by_name(model, twice=True)
     for name, dim, indices in _triples(step["keep"], "keep"):
         tensor = tensors.get(name)
         if tensor is None or type(dim) is not int or not 0 <= dim < tensor.ndim or (name, dim) in plan.keep:

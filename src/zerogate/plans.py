@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from zerogate.attention import plain_attention, unnest
 from zerogate.groups import Axis, Structure
-from zerogate.tensors import named_tensors, owner_of, put, tied_names
+from zerogate.tensors import modules_by_name, named_tensors, owner_of, put, tied_names
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def make_plan(model: nn.Module, structure: Structure, kept: Tensor) -> Plan:
             stays = (units < 0) | kept[units]
             if not torch.equal(arrives, stays):
                 plan.select[c.layer] = (c.channel_dim, stays[arrives].nonzero().flatten())
-    modules = dict(model.named_modules(remove_duplicate=False)) if structure.repairs else {}
+    modules = modules_by_name(model, twice=True) if structure.repairs else {}
     for repair in structure.repairs:
         size = int(((repair.rows < 0) | kept[repair.rows]).any(1).sum())
         key = repair.module, repair.attribute
@@ -70,7 +70,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Slices a model's tensors in place, corrects the sizes its layers state, and puts input selections in front."""
     names = tied_names(model)
     first = dict(named_tensors(model))
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = modules_by_name(model, twice=True)
     by_tensor: dict[str, dict[int, Tensor]] = {}
     for (name, dim), indices in plan.keep.items():
         by_tensor.setdefault(name, {})[dim] = indices

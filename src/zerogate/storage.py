@@ -24,7 +24,7 @@ from zerogate.errors import CheckpointError, ZerogateError, first_line
 from zerogate.files import write
 from zerogate.plan_files import PLAN_KEYS, PLAN_VERSION, first_difference, layout, read_step, short
 from zerogate.plans import apply_plan
-from zerogate.tensors import copy_with, named_tensors, owner_of, put, tied_names, transient_buffers
+from zerogate.tensors import copy_with, modules_by_name, named_tensors, owner_of, put, tied_names, transient_buffers
 from zerogate.unregistered import can_be_stored, replace, unregistered
 
 _KEY = "zerogate"
@@ -116,7 +116,7 @@ def _serialised(small: nn.Module, plan: dict[str, Any]) -> bytes:
                 tensors[names[id(tensor)]] = tensor
             plain.append([list(path), names[id(tensor)]])
     modes: dict[str, bool] = {}
-    for name, module in small.named_modules():
+    for name, module in modules_by_name(small).items():
         if not name or module.training != small.get_submodule(owner_of(name)).training:
             modes[name] = module.training
     header = {key: plan[key] for key in PLAN_KEYS if key in plan} | {
@@ -270,7 +270,7 @@ def _restored(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tenso
         if tuple(path) in plain:  # else a cache: what a fresh network lacks, it makes when it needs it
             replace(model, tuple(path), held)
     modes = _field(header, "modes", dict)
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         parent = model.get_submodule(owner_of(name))
         module.training = bool(modes.get(name, parent.training))  # not train(): a class may have its own
     model.zerogate_plan = {key: header[key] for key in PLAN_KEYS if key in header}  # type: ignore[assignment]
@@ -290,7 +290,7 @@ def _fill(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor]) 
         raise CheckpointError(
             f"does not hold the tensors its plan promises; damaged: {', '.join(map(short, wrong[:3]))}"
         )
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = modules_by_name(model, twice=True)
     for name in sorted(lasting | (transient & tensors.keys())):
         held = tensors[name]
         if name in channels_last:

@@ -24,7 +24,7 @@ from zerogate.groups.shapes import bind
 from zerogate.groups.structure import Structure, repairs_of
 from zerogate.groups.trace import LAYOUT, Tracer, quick_copy, tensors_among
 from zerogate.groups.watch import Inputs, call, located
-from zerogate.tensors import named_tensors
+from zerogate.tensors import modules_by_name, named_tensors
 
 _SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_norm", "native_group_norm"}
 _SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
@@ -387,7 +387,7 @@ def _repair(
     if (step.place, step.name) in seen.hopeless:
         return None
     inside = [s for s in seen.steps if s.module == step.module]
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
     sizes = _sizes(structure, kept)
     tried: set[tuple[str, str, int | None, int]] = set()
     for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from zerogate.groups.rules import UnknownValue
 from zerogate.groups.rules.op import replaced
 from zerogate.groups.shapes import arguments_of, like, result_of
+from zerogate.tensors import modules_by_name
 
 Place = tuple[str, int]
 """File and line of the user's code."""
@@ -155,7 +156,7 @@ class Tracer(TorchDispatchMode):
 
     def follow(self, model: nn.Module) -> None:
         """Keeps `stack`, the names of the modules whose forwards are running, with hooks on the model."""
-        for prefix, module in model.named_modules():
+        for prefix, module in modules_by_name(model).items():
             module.register_forward_pre_hook(_Enter(self, prefix), prepend=True, with_kwargs=True)
             module.register_forward_hook(_Leave(self.stack), always_call=True)
 

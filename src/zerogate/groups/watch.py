@@ -26,7 +26,7 @@ from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair
 from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
 from zerogate.groups.rules.op import replaced
 from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, quick_copy, tensors_among
-from zerogate.tensors import named_tensors, owner_of
+from zerogate.tensors import modules_by_name, named_tensors, owner_of
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -59,7 +59,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def twin_of(model: nn.Module, meta: bool) -> nn.Module:
     """A copy to watch, in evaluation mode: on the meta device or with data; attention that follows its weights' sizes."""
     twin = _copied(model, meta_copy if meta else copy.deepcopy).train().eval()  # both: some empty caches then
-    for name, module in [*twin.named_modules()]:
+    for name, module in modules_by_name(twin).items():
         if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
             if not name:
                 return Attention.stand_in(module).eval()
@@ -133,7 +133,7 @@ def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> 
             watcher.seen.labels.freeze(squash(labels), "an output of the network")
     watcher.seen.twin = untouched
     watcher.finish()
-    for name, module in twin.named_modules():
+    for name, module in modules_by_name(twin).items():
         if isinstance(module, Attention) and module.called:
             watcher.seen.attention[name] = dict(module.called)
             if (reason := refusal(module.called)) is not None:
@@ -156,7 +156,7 @@ class Watcher(Tracer):
         self._shapes_of = {name: tensor.shape for name, tensor in named_tensors(model)}
         self._raw: dict[str, View] = {}
         self._parameters = {name for name, _ in model.named_parameters()}
-        self._modules = dict(model.named_modules())
+        self._modules = modules_by_name(model)
         self._arguments: dict[str, tuple[Any, ...]] = {}
         self._mixed = self.by_tensor()
         self._constant = self.by_tensor()
