@@ -37,16 +37,17 @@ def removable(
     with kept_rng(model):
         structure = make()
         if structure.norms:
-            _settle_norms(model, seen, structure)
-            structure = make()
+            structure = _settle_norms(model, seen, structure) or make()
         twin = twin_of(model, meta=False) if seen.twin is None else seen.twin
         structure = settle(twin, inputs, seen, structure, make, cut, step)
     return structure
 
 
-def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) -> None:
-    """Freezes the channels under norms that cannot be taken over the kept ones."""
-    ways = {norm.module: way for norm, way in understood(model, structure)}
+def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) -> Structure | None:
+    """The structure with the way found for each norm; None where some cannot be taken over the kept channels, which are
+    then frozen."""
+    known = [*understood(model, structure)]
+    ways = {norm.module: way for norm, way in known}
     found = []
     for norm in seen.norms:
         if norm.module in ways:
@@ -57,3 +58,6 @@ def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) ->
             norm = replace(norm, centred=way.centred, over=way.over, outside=way.outside)
         found.append(norm)
     seen.norms = found
+    if any(way is None for _, way in known):
+        return None
+    return replace(structure, norms=tuple(way for _, way in known if way is not None))

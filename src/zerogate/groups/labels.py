@@ -109,10 +109,17 @@ class Labels:
 def narrow_constant(*labels: Tensor) -> list[Tensor]:
     """Cuts dimensions along which every one of these equally shaped label tensors is expanded down to length 1."""
     strides = [t.stride() for t in labels]
-    for dim, n in enumerate(labels[0].shape):
-        if n > 1 and all(s[dim] == 0 for s in strides):
-            labels = tuple(t.narrow(dim, 0, 1) for t in labels)
-    return list(labels)
+    shape = labels[0].shape
+    size = [n if any(s[d] for s in strides) else min(n, 1) for d, n in enumerate(shape)]
+    if size == list(shape):
+        return list(labels)
+    return [t.as_strided(size, s) for t, s in zip(labels, strides, strict=True)]
+
+
+def any_in(labels: Tensor) -> bool:
+    """Whether there is a label among these other than 0."""
+    (labels,) = narrow_constant(labels)
+    return bool(labels.any())
 
 
 def labels_in(labels: Tensor) -> Tensor:

@@ -176,24 +176,26 @@ def _grouped(
     """
     inside = free[held]
     number, held = number[inside], held[inside]
-    places, times = (number * len(free) + held).unique(return_counts=True)
-    number, held = places // len(free), places % len(free)
     # a class's axes, as a sum of random numbers: alike only where they are the same
     generator = torch.Generator().manual_seed(0)
     random = torch.randint(-(2**62), 2**62, (len(names),), generator=generator)
-    signature = torch.zeros(len(free), dtype=torch.int64).index_add_(0, held, random[number] * times) + is_head
-    classes = held.unique()
+    signature = torch.zeros(len(free), dtype=torch.int64).index_add_(0, held, random[number]) + is_head
+    classes = torch.zeros(len(free), dtype=torch.bool).index_fill_(0, held, True).nonzero().flatten()
     _, which = signature[classes].unique(return_inverse=True)
+    parts = classes[which.argsort(stable=True)].split(which.bincount().tolist()) if len(which) else ()
+    of_first: dict[int, list[int]] = {int(part[0]): [] for part in parts}
+    first = torch.zeros(len(free), dtype=torch.bool)
+    first[list(of_first)] = True
+    here = first[held]
+    for label, axis in zip(held[here].tolist(), number[here].tolist(), strict=True):
+        of_first[label].append(axis)
     groups: list[Group] = []
     unit_of = torch.full((len(free),), -1)
     taken: dict[str, int] = defaultdict(int)
-    order = held.argsort(stable=True)
-    number, held = number[order], held[order]
-    bounds = torch.searchsorted(held, torch.stack([classes, classes + 1]))
     start = 0
-    for first, members in _by_first(classes, which):
-        here = number[bounds[0, first] : bounds[1, first]].tolist()
-        axes = [names[i] for i in here]
+    for members in sorted(parts, key=lambda part: int(part[0])):
+        label = int(members[0])
+        axes = [names[i] for i in dict.fromkeys(of_first[label])]
         producers = _unique(owner_of(a[0]) for a in axes if a in produced)
         consumers = _unique(owner_of(a[0]) for a in axes if a in consumed)
         name = producers[0] if producers else "input"
@@ -201,7 +203,7 @@ def _grouped(
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
         stop = start + len(members)
-        kind = "head" if is_head[members[0]] else "channel"
+        kind = "head" if is_head[label] else "channel"
         groups.append(Group(name, slice(start, stop), producers, consumers, kind))
         unit_of[members] = torch.arange(start, stop)
         start = stop
@@ -212,13 +214,6 @@ def _by_number(number: Tensor, values: Tensor) -> tuple[list[int], list[list[int
     """The distinct numbers, in ascending order, and the values that stand with each."""
     distinct, counts = number.unique_consecutive(return_counts=True)
     return distinct.tolist(), [part.tolist() for part in values.split(counts.tolist())] if len(distinct) else []
-
-
-def _by_first(classes: Tensor, which: Tensor) -> list[tuple[int, Tensor]]:
-    """Classes that share a group, the groups in the order of their first class; with the place of that class."""
-    order = which.argsort(stable=True)
-    parts = order.split(which.bincount().tolist()) if len(which) else ()
-    return sorted(((int(part[0]), classes[part]) for part in parts), key=lambda pair: pair[0])
 
 
 def repairs_of(seen: Observations, unit_of: Tensor) -> tuple[Repair, ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from zerogate.groups.labels import constant, labels_in, over, squash, varying_dims
+from zerogate.groups.labels import any_in, constant, labels_in, over, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, View, rule
 from zerogate.groups.rules.pointwise import either, meet
+from zerogate.groups.shapes import broadcast
 
 
 def _entering(op: Op, x: Tensor, dim: int) -> Tensor | None:
@@ -179,7 +179,7 @@ def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = _shared(op, a, b), _shared(op, b, a)
     k = a.shape[-1]
-    both = bool(labels_in(a).numel() and labels_in(b).numel())
+    both = any_in(a) and any_in(b)
     over_a, over_b = a.ndim - 1 in varying_dims(a), b.ndim - 2 in varying_dims(b)
     rows, columns = over(a, [-1]), over(b, [-2])
     if over_a:
@@ -191,7 +191,8 @@ def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:
         if hit and k > 1 and not varying_dims(found):
             raise Freeze(f"{op.name} over all channels")
     left, right = rows[..., :, None], columns[..., None, :]
-    shape = torch.broadcast_shapes(left.shape, right.shape)
+    shape = broadcast(left.shape, right.shape)
+    assert shape is not None
     left, right = left.expand(shape), right.expand(shape)
     op.unite(left, right)
     out = squash(either(squash(left), squash(right)))
@@ -205,7 +206,7 @@ def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:
 )
 def _attention(op: Op) -> Out:
     q, k, v = (op.labels_or_zero(op.bound[n]) for n in ("query", "key", "value"))
-    if not any(labels_in(x).numel() for x in (q, k, v)):
+    if not any(any_in(x) for x in (q, k, v)):
         return None
     heads = q.shape[-3] if q.ndim > 2 else 1
     if k.ndim > 2 and k.shape[-3] != heads:  # grouped queries
