@@ -576,7 +576,6 @@ def test_layers_in_groups_between_convolutions(layer: nn.Module, units: int | No
             assert m.num_features == small[0].out_channels
 
 
-@pytest.mark.xfail(reason="open in issue 3: not handled yet")
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 @pytest.mark.parametrize("affine", [True, False])
 def test_norms_with_and_without_parameters(norm: Any, affine: bool) -> None:
@@ -584,6 +583,62 @@ def test_norms_with_and_without_parameters(norm: Any, affine: bool) -> None:
     sparse = check_exact(model, torch.randn(4, 3))
     assert {g.name: g.units for g in sparse.groups} == {"0": 6, "2": 4}
     assert sparse.compact()[1].normalized_shape == (sparse.kept()[:6].sum(),)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_norm_in_groups_states_its_channels(groups: int) -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.GroupNorm(groups, 8, affine=False), nn.Conv2d(8, 2, 1)
+    sparse = check_exact(nn.Sequential(*layers), torch.randn(2, 3, 5, 5))
+    with torch.no_grad():
+        sparse.logits[::2] = -8.0
+        sparse.logits[1::2] = 8.0
+    small = sparse.compact()
+    assert small[1].num_channels == small[0].out_channels == 4
+    assert small[1].num_groups == max(1, groups // 2)
+
+
+class OverWidth(nn.Module):
+    """A norm that has its width from an attribute."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.width, self.kind = width, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "size":
+            return F.layer_norm(x, (self.width,))
+        return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) / self.width + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["size", "number"])
+def test_a_norm_of_ones_own_knows_its_width(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), OverWidth(6, kind), nn.Linear(6, 4), nn.Linear(4, 2))
+    sparse = check_exact(model, torch.randn(4, 3))
+    assert {g.name: g.units for g in sparse.groups} == {"0": 6, "2": 4}
+    assert sparse.compact()[1].width == sparse.kept()[:6].sum()
+
+
+class NormTwice(nn.Module):
+    """One norm without parameters in two places."""
+
+    def __init__(self, norm: nn.Module, raw: bool, inner: int = 6) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, inner), nn.Linear(inner, 2)
+        self.norm, self.raw = norm, raw
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.norm(self.a(self.norm(x) if self.raw else x))).tanh()
+        return self.c(x if self.raw else self.norm(x))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6, elementwise_affine=False), OverWidth(6, "number")])
+def test_a_norm_in_two_places(norm: nn.Module) -> None:
+    """It keeps the same channels in both; none, where one of the two places has none to give."""
+    both = check_exact(NormTwice(copy.deepcopy(norm), False), torch.randn(4, 6))
+    assert [(g.units, g.producers) for g in both.groups] == [(6, ("a", "b"))]
+    once = check_exact(NormTwice(copy.deepcopy(norm), True), torch.randn(4, 6))
+    assert [(g.units, g.producers) for g in once.groups] == [(6, ("b",))]
+    assert any("norm is used with and without" in row.reason for row in once.report().rows)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -601,7 +656,6 @@ def test_the_first_layer_can_be_any(bias: bool) -> None:
         assert {g.name: g.units for g in sparse.groups}.get("1") == 6
 
 
-@pytest.mark.xfail(reason="open in issue 3: not handled yet")
 def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever a gated forward breaks off: the plain model is whole again, and the gated one runs on."""
     torch.manual_seed(0)
@@ -629,7 +683,34 @@ def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> N
             assert torch.equal(model(x), expected)
 
 
-@pytest.mark.xfail(reason="open in issue 3: not handled yet")
+def test_gates_come_off_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks do not run then: the next forward, or detach, clears up."""
+    torch.manual_seed(0)
+    model, x = ViT().eval(), torch.randn(2, 3, 8, 8)
+    plain, places = model(x), [{*vars(m)} for m in model.modules()]
+    sparse = zg.sparsify(model, x, unit=BOTH)
+    with torch.no_grad():
+        sparse.logits.normal_()
+    expected = model(x)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for kind in (nn.LayerNorm, nn.GELU, nn.Linear):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "forward", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model(x)
+        if kind is nn.GELU:
+            assert torch.equal(model(x), expected)
+        if kind is nn.Linear:
+            sparse.compact()
+        with sparse.detached():
+            assert [{*vars(m)} for m in model.modules()] == places
+            assert torch.equal(model(x), plain)
+        assert torch.equal(model(x), expected)
+
+
 def test_an_activation_that_is_kept() -> None:
     """Attention maps for a picture, a loss of a layer's own: part of a graph, which deepcopy refuses."""
 

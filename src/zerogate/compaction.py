@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from zerogate.groups import Inputs, call, kept_rng, tensors_of
 from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
+from zerogate.tensors import deep_copy
 from zerogate.unregistered import replace, unregistered
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def compact(
 def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
     """How far the compacted model is from the gated one, before rounding to the model's own precision."""
     gated = _deployed(sparse, dtype)
-    small = apply_plan(copy.deepcopy(gated), plan)
+    small = apply_plan(deep_copy(gated), plan)
     attach_kept(gated, sparse.structure, sparse.kept())
     return _difference(gated, small, sparse.example_inputs, dtype)
 
@@ -74,7 +74,7 @@ def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
 def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module:
     """A plain copy of the gated model with the deployed mask multiplied into its weights."""
     with sparse.detached() as model:
-        twin = copy.deepcopy(model)
+        twin = deep_copy(model)
     modes = [(module, module.training) for module in twin.modules()]
     twin.train()  # empties what some modules keep from their last evaluation
     for module, training in modes:
@@ -97,7 +97,7 @@ def difference(sparse: Sparsified, small: nn.Module) -> float:
     """See `Sparsified.difference`."""
     gated = _deployed(sparse, torch.float64)
     attach_kept(gated, sparse.structure, sparse.kept())
-    return _difference(gated, copy.deepcopy(small).double(), sparse.example_inputs)
+    return _difference(gated, deep_copy(small).double(), sparse.example_inputs)
 
 
 class _InDouble(TorchFunctionMode):

@@ -23,6 +23,8 @@ class Begin:
     sparse: Sparsified
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.sparse._inside:  # the last forward was broken off
+            self.sparse.uncover()
         examples = None
         if self.sparse.multiplies_activations:
             examples = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
@@ -36,8 +38,8 @@ class End:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.sparse._inside = False
-        if not torch.is_grad_enabled():
-            self.sparse._drawn = None
+        if output is None or not torch.is_grad_enabled():  # None: the forward broke off
+            self.sparse.forget()
 
 
 @dataclass

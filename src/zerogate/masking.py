@@ -181,6 +181,7 @@ class Sparsified(nn.Module):
         self._inside = False
         self._handles: list[Any] = []
         self._places: list[tuple[nn.Module, str]] = []
+        self._shadowed: list[tuple[nn.Module, str]] = []
         self.attach()
 
     # training
@@ -272,12 +273,14 @@ class Sparsified(nn.Module):
         tied = tied_names(self.model)
         shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
         self._places = []
+        self._shadowed = [(modules[n.module], "weight") for n in self.structure.norms]
         multiply = []
         for number, mask in enumerate(self.masks):
             places = [
                 (modules[owner], attribute) for owner, _, attribute in (n.rpartition(".") for n in tied[mask.weight])
             ]
             self._places.append(places[0])
+            self._shadowed += places
             calls = [c for c in self.structure.calls if c.weight == mask.weight]
             for host in dict.fromkeys(c.host for c in calls):
                 shadows.setdefault(host, []).extend((*place, number) for place in places)
@@ -305,7 +308,19 @@ class Sparsified(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._drawn = None
+        self.forget()
+        self.uncover()
+
+    def forget(self) -> None:
+        """Drops what was drawn, and the graph that holds it."""
+        self._drawn, self._statistics = None, []
+
+    def uncover(self) -> None:
+        """Takes back the shadows of a forward that was broken off by more than an Exception (Ctrl-C): torch then runs no
+        hooks."""
+        self._inside = False
+        for owner, attribute in self._shadowed:
+            owner.__dict__.pop(attribute, None)
 
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
@@ -373,7 +388,8 @@ class Sparsified(nn.Module):
         return self.per_example and self.model.training
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_drawn": None, "_inside": False}  # a draw belongs to a graph, which cannot be copied
+        # a draw belongs to a graph, which cannot be copied
+        return self.__dict__ | {"_drawn": None, "_statistics": [], "_inside": False}
 
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from torch import Tensor, nn
 
-from zerogate.groups import KINDS, Inputs, Observations, Structure, build, kept_rng, settle, twin_of
+from zerogate.groups import KINDS, Inputs, Observations, Repair, Structure, build, kept_rng, settle, twin_of
 from zerogate.norms import understood
 from zerogate.plans import apply_plan, make_plan
 
@@ -50,6 +51,9 @@ def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) ->
             if way is None:
                 seen.labels.freeze(norm.labels, norm.reason)
                 continue
-            norm = type(norm)(norm.module, norm.dim, norm.shape, norm.labels, norm.reason, way.centred, way.over)
+            norm = replace(norm, centred=way.centred, over=way.over)
+            for attribute, entry in way.sizes:
+                key = norm.module, attribute, entry
+                seen.repairs[key] = Repair(*key, norm.labels[:, None])
         found.append(norm)
     seen.norms = found

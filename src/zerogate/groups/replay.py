@@ -75,9 +75,10 @@ class Sizes:
 
 
 class _Replay(Tracer):
-    def __init__(self, model: nn.Module, steps: list[Step], sizes: Sizes, meta: bool) -> None:
-        super().__init__(model, meta)
-        self.steps, self.sizes, self.at, self.running = steps, sizes, 0, False
+    def __init__(self, model: nn.Module, seen: Observations, sizes: Sizes) -> None:
+        super().__init__(model, seen.meta)
+        self.steps, self.sizes, self.at, self.running = seen.steps, sizes, 0, False
+        self.norms = {n.module for n in seen.norms}  # tried alone, numbers and all
 
     def before(self, func: Any) -> None:
         name = func.overloadpacket.__name__
@@ -101,7 +102,7 @@ class _Replay(Tracer):
                 raise _Left(_wrong_size(step))
         if step.name not in _SIZED:
             old, new = _scalars((step.args, step.kwargs)), _scalars((args, kwargs))
-            if old != new:
+            if old != new and step.module not in self.norms:
                 raise _Left(f"{step.name} with a number that depends on the size")
         elif step.name in ("slice", "narrow", "select"):
             bound, given = step.bound(), dict(zip((a.name for a in func._schema.arguments), args, strict=False))
@@ -201,7 +202,7 @@ def _demands(step: Step) -> list[tuple[int, Tensor]]:
 
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
     """Runs a smaller model beside the record; where and why it leaves it, or None. ``twin`` is used up."""
-    mode = _Replay(twin, seen.steps, sizes, seen.meta)
+    mode = _Replay(twin, seen, sizes)
     inputs = seen.prepared(inputs, mode)
     try:
         with torch.inference_mode(), mode:
@@ -312,7 +313,7 @@ def _repair(
                 if now == size:
                     continue
                 for path in [*_upwards(step.module), *_inside(modules, step.module)]:
-                    for attribute, entry in _holders(modules.get(path), size):
+                    for attribute, entry in holders(modules.get(path), size):
                         key = path, attribute, entry, now
                         if key not in tried and (path, attribute, entry) not in seen.repairs:
                             tried.add(key)
@@ -357,7 +358,7 @@ def _everywhere(
         demands = _demands(other)
         if numbers[0] < len(demands):
             size, rows = demands[numbers[0]]
-            if (repair.attribute, repair.entry) in _holders(holder, size):
+            if (repair.attribute, repair.entry) in holders(holder, size):
                 found[path, repair.attribute, repair.entry] = Repair(path, repair.attribute, repair.entry, rows)
     return found
 
@@ -373,9 +374,7 @@ def _in_siblings(
         path = f"{other.module}.{child}".lstrip(".")
         if other.place == step.place and other.name == step.name and path in modules and number is not None:
             demands = _demands(other)
-            if number < len(demands) and (repair.attribute, repair.entry) in _holders(
-                modules[path], demands[number][0]
-            ):
+            if number < len(demands) and (repair.attribute, repair.entry) in holders(modules[path], demands[number][0]):
                 found[path, repair.attribute, repair.entry] = replace(repair, module=path, rows=demands[number][1])
     return found
 
@@ -390,7 +389,7 @@ def _inside(modules: dict[str, nn.Module], path: str) -> list[str]:
     return [f"{path}.{name}".lstrip(".") for name, _ in modules[path].named_children()]
 
 
-def _holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]]:
+def holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]]:
     """Attributes of a module that hold this number, and the place in them where they are tuples or lists."""
     found: list[tuple[str, int | None]] = []
     for name, value in vars(module).items() if module is not None else ():

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zerogate.groups.rules import UnknownValue
+from zerogate.tensors import WithoutGraph
 
 Place = tuple[str, int]
 """File and line of the user's code."""
@@ -42,7 +43,11 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """`copy.deepcopy`, which spends most of its time on the many empty dicts of a module, without these."""
-    memo = {} if memo is None else memo
+    with WithoutGraph():
+        return _quick_copy(module, {} if memo is None else memo)
+
+
+def _quick_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
@@ -55,7 +60,9 @@ def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
         if type(value) in _ATOMS:
             twin.__dict__[name] = value
         elif name == "_modules":
-            twin.__dict__[name] = {n: child if child is None else quick_copy(child, memo) for n, child in value.items()}
+            twin.__dict__[name] = {
+                n: child if child is None else _quick_copy(child, memo) for n, child in value.items()
+            }
         elif name in ("_parameters", "_buffers"):
             twin.__dict__[name] = {
                 n: memo[id(x)] if id(x) in memo else copy.deepcopy(x, memo) for n, x in value.items()

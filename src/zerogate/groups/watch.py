@@ -6,7 +6,6 @@ pieces, and whatever the run leaves behind is left in the copy.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import random
@@ -26,7 +25,7 @@ from zerogate.groups.labels import along, constant, narrow_constant, squash, var
 from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair, Step
 from zerogate.groups.rules import LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
 from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, replaced, tensors_among
-from zerogate.tensors import named_tensors, owner_of
+from zerogate.tensors import deep_copy, named_tensors, owner_of
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -53,12 +52,12 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A deep copy; raises `WatchError` where the model cannot be copied."""
-    return _copied(model, copy.deepcopy)
+    return _copied(model, deep_copy)
 
 
 def twin_of(model: nn.Module, meta: bool) -> nn.Module:
     """A copy to watch, in evaluation mode: on the meta device or with data; attention that follows its weights' sizes."""
-    twin = _copied(model, meta_copy if meta else copy.deepcopy).train().eval()  # both: some empty caches then
+    twin = _copied(model, meta_copy if meta else deep_copy).train().eval()  # both: some empty caches then
     for name, module in [*twin.named_modules()]:
         if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
             if not name:
@@ -155,6 +154,8 @@ class Watcher(Tracer):
         self._parameters = {name for name, _ in model.named_parameters()}
         self._modules = dict(model.named_modules())
         self._arguments: dict[str, tuple[Any, ...]] = {}
+        self._entered: dict[str, int] = {}
+        self._normed: dict[str, set[int]] = {}  # runs of a module in which it has normalised over channels
         self._mixed = WeakTensorKeyDictionary()
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
@@ -233,7 +234,7 @@ class Watcher(Tracer):
         self.seen.labels.unite(labels, held[place])
         if ((labels == 0) & (held[place] != 0)).any():
             half = torch.where(labels == 0, held[place], 0)
-            self.seen.labels.freeze(half, f"{view.name} is used with and without removable channels")
+            self.seen.labels.freeze(half, _NOT_ALWAYS.format(view.name))
         if len(touching) > 1:
             self.seen.boxes.append(
                 Box(
@@ -250,9 +251,7 @@ class Watcher(Tracer):
         else:
             own = self.axis(view.name, touching[0])
             self.seen.labels.unite(own[met], held[met])
-            self.seen.labels.freeze(
-                own[met][held[met] == 0], f"{view.name} is used with and without removable channels"
-            )
+            self.seen.labels.freeze(own[met][held[met] == 0], _NOT_ALWAYS.format(view.name))
 
     def axis(self, name: str, dim: int) -> Tensor:
         """The labels of an axis, new ones where there are none yet."""
@@ -383,8 +382,16 @@ class Watcher(Tracer):
             along(entering, dim)[:, 0],
             self.where("a norm over channels"),
         )
-        if not any(n.module == path and torch.equal(n.labels, site.labels) for n in self.seen.norms):
+        known = next((n for n in self.seen.norms if n.module == path), None)
+        if known is None:
             self.seen.norms.append(site)
+        elif known.labels.shape != site.labels.shape or known.dim != site.dim:
+            return False
+        elif known.labels is not site.labels:  # in a second place: it keeps the same channels in both
+            self.seen.labels.unite(known.labels, site.labels)
+            lopsided = (known.labels == 0) != (site.labels == 0)
+            self.seen.labels.freeze(torch.where(lopsided, known.labels + site.labels, 0), _NOT_ALWAYS.format(path))
+        self._normed.setdefault(path, set()).add(self._entered[path])
         return True
 
     def follow(self, attribute: str, value: int, rows: Tensor) -> None:
@@ -405,6 +412,7 @@ class Watcher(Tracer):
 
     def entered(self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._arguments[module] = args if not kwargs else ()
+        self._entered[module] = self._entered.get(module, 0) + 1
         tensors = tensors_among((args, kwargs))
         self.seen.given[module] = [labels for x in tensors if (labels := self._labels.get(x)) is not None]
 
@@ -484,7 +492,11 @@ class Watcher(Tracer):
             self.seen.boxes.append(Box(label, reason))
 
     def finish(self) -> None:
-        """Labels of results that hold parameters alone, once it is known which of these are sliced."""
+        """Labels of results that hold parameters alone, once it is known which of these are sliced; norms that do not
+        always run over channels."""
+        for norm in self.seen.norms:
+            if len(self._normed[norm.module]) != self._entered[norm.module]:
+                self.seen.labels.freeze(norm.labels, _NOT_ALWAYS.format(norm.module))
         for step in self.seen.steps:
             for i, (shape, found) in enumerate(step.outs):
                 if isinstance(found, list):
@@ -525,6 +537,9 @@ class Watcher(Tracer):
 def located(reason: str, module: str, place: tuple[str, int]) -> str:
     line = f" ({place[0].replace(chr(92), '/').rpartition('/')[2]}:{place[1]})" if place[0] else ""
     return f"{reason}{f' in {module}' if module else ''}{line}"
+
+
+_NOT_ALWAYS = "{} is used with and without removable channels"
 
 
 def _plain(x: Any) -> Any:

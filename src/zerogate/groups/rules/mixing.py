@@ -62,6 +62,8 @@ def _group_norm(op: Op) -> Out:
     vector = op.channels(found, 1)
     if not vector.any():
         return None
+    if op.bound.get("weight") is None:
+        op.watcher.follow("num_channels", len(vector), vector[:, None])
     if groups == 1 and len(vector) > 1:
         found = _over_kept(op, found, set(range(1, found.ndim)), "layer")
     else:
