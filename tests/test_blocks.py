@@ -289,6 +289,29 @@ def test_state_copies_and_pickles(name: str) -> None:
         assert all(twin.head.weight is twin.embed.weight for twin in [small, *twins])
 
 
+@pytest.mark.parametrize("unit", [BOTH, "weight"])
+def test_gates_before_there_are_weights(unit: Any) -> None:
+    """A model on the meta device: its channels are found; what needs values says how to come by them."""
+    with torch.device("meta"):
+        model = ViT()
+    x = torch.randn(2, 3, 8, 8)
+    sparse = zg.sparsify(model, x, unit=unit)
+    close_randomly(sparse, torch.Generator().manual_seed(0), "share")
+    assert sparse.cost().params < sparse.dense_cost.params
+    for needs_values in (sparse.compact, lambda: sparse.difference(model)):
+        with pytest.raises(zg.CompactionError, match=r"meta device.*to_empty"):
+            needs_values()
+    with pytest.raises(zg.ZerogateError, match=r"meta device.*to_empty"):
+        model(x)
+    torch.manual_seed(0)
+    model.to_empty(device="cpu").load_state_dict(ViT().state_dict())
+    small = sparse.compact().eval()
+    torch.testing.assert_close(small(x), model.eval()(x))
+    sparse.example_inputs = x.to("meta")
+    with pytest.raises(zg.CompactionError, match="example inputs are on the meta device"):
+        sparse.compact()
+
+
 class Counts:
     def __init__(self) -> None:
         self.calls = 0
@@ -654,6 +677,37 @@ def test_the_first_layer_can_be_any(bias: bool) -> None:
     ):
         sparse = check_exact(nn.Sequential(first, *copy.deepcopy(rest)), torch.randn(2, 4, 6, 6))
         assert {g.name: g.units for g in sparse.groups}.get("1") == 6
+
+
+class CrossAttention(nn.Module):
+    """Queries, keys and values of three widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(3, 12), nn.Linear(3, 8), nn.Linear(3, 6)
+        self.attention = nn.MultiheadAttention(12, 4, kdim=8, vdim=6, batch_first=True)
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x)
+        return self.out(q + self.attention(q, self.k(x), self.v(x), need_weights=False)[0])
+
+
+@pytest.mark.parametrize("unit", ["channel", "head"])
+def test_attention_states_its_widths(unit: Any) -> None:
+    model, x = CrossAttention().double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    sparse = zg.sparsify(model, x, unit=unit)
+    with torch.no_grad():
+        for group in sparse.groups:
+            sparse.logits[group.slice] = torch.where(torch.arange(group.units) < group.units // 2, -8.0, 8.0).double()
+    for small in (sparse.compact(), copy.deepcopy(sparse.compact())):
+        attention = small.attention
+        widths = [attention.embed_dim, attention.kdim, attention.vdim]
+        assert [attention.num_heads, *widths] == ([2, 12, 8, 6] if unit == "head" else [4, 6, 4, 3])
+        assert widths == [small.q.out_features, small.k.out_features, small.v.out_features]
+        assert attention.head_dim == 3
+        again = check_exact(small, x)  # cut twice
+        assert again.compact().attention.embed_dim == again.compact().q.out_features
 
 
 def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:

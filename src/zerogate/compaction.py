@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_map
 
 from zerogate.attention import unnest
 from zerogate.carry import carry
-from zerogate.errors import CompactionError
+from zerogate.errors import CompactionError, no_weights
 from zerogate.groups import Inputs, call, kept_rng, tensors_of
 from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
-from zerogate.tensors import deep_copy
+from zerogate.tensors import deep_copy, named_tensors
 from zerogate.unregistered import replace, unregistered
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def compact(
     sparse: Sparsified, optimizer: torch.optim.Optimizer | None = None, ema: nn.Module | None = None
 ) -> nn.Module:
     """See `Sparsified.compact`."""
+    _check_data(sparse)
     plan = Plan() if sparse.unit == "weight" else make_plan(sparse.model, sparse.structure, sparse.kept())
     try:
         error, allowed = _check(sparse, plan, torch.float64), TOLERANCE
@@ -61,6 +62,17 @@ def compact(
     small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values, for `zerogate.save`
     carry(sparse, plan, small, optimizer, ema)
     return small
+
+
+def _check_data(sparse: Sparsified) -> None:
+    """Raises `CompactionError` where there are shapes only."""
+    if any(tensor.is_meta for _, tensor in named_tensors(sparse.model)):
+        raise CompactionError(no_weights(sparse.model, "meta"))
+    if any(x.is_meta for x in tensors_of(sparse.example_inputs)):
+        raise CompactionError(
+            "the example inputs are on the meta device and hold nothing to compare on; set sparse.example_inputs to inputs "
+            f"on the device of the {type(sparse.model).__name__}"
+        )
 
 
 def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
@@ -95,6 +107,7 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
 
 def difference(sparse: Sparsified, small: nn.Module) -> float:
     """See `Sparsified.difference`."""
+    _check_data(sparse)
     gated = _deployed(sparse, torch.float64)
     attach_kept(gated, sparse.structure, sparse.kept())
     return _difference(gated, deep_copy(small).double(), sparse.example_inputs)
@@ -117,8 +130,15 @@ class _NotInThisPrecision(Exception):
 
 def _difference(a: nn.Module, b: nn.Module, inputs: Inputs, dtype: torch.dtype | None = torch.float64) -> float:
     """max |a − b| / max |a|; puts both into evaluation mode. Both see the same random numbers."""
-    if dtype is not None:
-        inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+    devices = list(dict.fromkeys(tensor.device for _, tensor in named_tensors(a)))
+
+    def prepared(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = x if x.device in devices else x.to(devices[0])  # the model has moved since
+        return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+    inputs = tree_map(prepared, inputs)
     a, b = a.eval(), b.eval()
     unnest(a)  # nested tensors hold zeros where padding was, and plain ones do not
     outs = []

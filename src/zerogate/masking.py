@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zerogate import compaction, norms
 from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
-from zerogate.errors import WatchError, ZerogateError
+from zerogate.errors import WatchError, ZerogateError, no_weights
 from zerogate.gates import Gate, HardConcrete
 from zerogate.groups import KINDS, Inputs, Structure, build, watch
 from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
@@ -169,7 +169,7 @@ class Sparsified(nn.Module):
             raise WatchError(_nothing_to_remove(model, structure))
         self.gate = gate
         self.objective = objective
-        device = next(iter(parameters.values())).device
+        device = next((p.device for p in parameters.values() if not p.is_meta), torch.device("cpu"))
         self.logits = nn.Parameter(gate.initial_logits(units).to(device))
         self.gate.to(device)
         self.objective.to(device)
@@ -248,8 +248,9 @@ class Sparsified(nn.Module):
             ema: an averaged copy of the model (`torch.optim.swa_utils.AveragedModel` or a module of the same names):
                 folded and cut by the same plan, in place.
 
-        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, and `ZerogateError` for an
-        optimizer or average that does not fit; then nothing has been changed.
+        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, or where the model or the
+        example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit; then
+        nothing has been changed.
         """
         return compaction.compact(self, optimizer, ema)
 
@@ -341,6 +342,8 @@ class Sparsified(nn.Module):
     def draw(self, examples: int | None) -> None:
         """Draws all gates; [units] into the weights, or [examples, units] to be multiplied into activations."""
         first = next(self.model.parameters())
+        if first.is_meta:
+            raise ZerogateError(no_weights(self.model, first.device))
         if first.device != self.logits.device:
             raise ZerogateError(
                 f"the model is on {first.device} and its gates on {self.logits.device}; move the handle too: "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from zerogate.attention import plain_attention, unnest
+from zerogate.attention import Attention, plain_attention, state_sizes, unnest
 from zerogate.groups import Axis, Structure
 from zerogate.tensors import named_tensors, owner_of, put, tied_names
 
@@ -86,12 +86,12 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             plain_attention(module, called)
     if plan.attention:
         unnest(model)
+    for module in touched:
+        _state_sizes(module)
     for (path, attribute), value in plan.attributes.items():
         module = model.get_submodule(path)
         held = getattr(module, attribute)
         setattr(module, attribute, tuple(value) if isinstance(held, tuple) and isinstance(value, list) else value)
-    for module in touched:
-        _state_sizes(module)
     modules = dict(model.named_modules(remove_duplicate=False))
     for layer, (dim, indices) in plan.select.items():
         select = selection(dim, indices).to(next(modules[layer].parameters()).device)
@@ -138,6 +138,8 @@ def _state_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.GroupNorm):
         assert weight is not None
         module.num_channels = weight.shape[0]
+    elif isinstance(module, (nn.MultiheadAttention, Attention)):
+        state_sizes(module)
     elif isinstance(module, nn.PReLU):
         assert weight is not None
         module.num_parameters = weight.shape[0]

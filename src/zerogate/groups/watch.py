@@ -548,7 +548,7 @@ def _plain(x: Any) -> Any:
 
 
 def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
-    devices = {p.device for p in model.parameters()}
+    devices = {p.device for p in model.parameters() if not p.is_meta}  # meta: wherever it will be materialised
     for x in tree_leaves(inputs):
         if isinstance(x, Tensor) and not x.numel():
             raise WatchError(f"the example inputs are empty: {_describe(inputs)}; give at least one example")
