@@ -65,7 +65,8 @@ def compact(
 
 
 def _check_data(sparse: Sparsified) -> None:
-    """Raises `CompactionError` where there are shapes only."""
+    """Raises `CompactionError` where there are shapes only, and `ZerogateError` for a model that has changed."""
+    sparse.check_unchanged()
     if any(tensor.is_meta for _, tensor in named_tensors(sparse.model)):
         raise CompactionError(no_weights(sparse.model, "meta"))
     if any(x.is_meta for x in tensors_of(sparse.example_inputs)):
@@ -99,7 +100,7 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
                     replace(twin, path, tensor.double())
     for p in twin.parameters():
         p.grad = None
-    weights = {m.weight: twin.get_parameter(m.weight) for m in sparse.masks}
+    weights = {name: twin.get_parameter(name) for name in sparse.gated_names}
     masked = sparse.masked_weights(sparse.gate.mask(sparse.logits.detach()), [*weights.values()])
     fold(twin, dict(zip(weights, masked, strict=True)))
     return twin

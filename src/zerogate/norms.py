@@ -78,7 +78,7 @@ class RestoreScale:
 
 
 def attach(module: nn.Module, norm: Norm, weights: Callable[[], Tensor]) -> list[Any]:
-    """Hooks a norm; ``weights`` is asked at every forward."""
+    """Hooks a norm, before and after; ``weights`` is asked at every forward."""
     return [
         module.register_forward_pre_hook(KeepStatistics(norm, weights)),
         module.register_forward_hook(RestoreScale(norm, weights), prepend=True, always_call=True),

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -548,7 +549,12 @@ def _plain(x: Any) -> Any:
 
 
 def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
-    devices = {p.device for p in model.parameters() if not p.is_meta}  # meta: wherever it will be materialised
+    devices = {p.device for p in model.parameters() if not p.is_meta}  # else it can be materialised anywhere
+    for name, tensor in named_tensors(model):
+        if is_lazy(tensor):
+            raise WatchError(
+                f"{name} of this {type(model).__name__} has no shape yet; run the model once on the example inputs first"
+            )
     for x in tree_leaves(inputs):
         if isinstance(x, Tensor) and not x.numel():
             raise WatchError(f"the example inputs are empty: {_describe(inputs)}; give at least one example")
