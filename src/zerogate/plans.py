@@ -86,12 +86,15 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             plain_attention(module, called)
     if plan.attention:
         unnest(model)
-    for module in touched:
-        _state_sizes(module)
+    for module in touched:  # before the attributes, which were tried and may count something else
+        if isinstance(module, (nn.MultiheadAttention, Attention)):
+            state_sizes(module)
     for (path, attribute), value in plan.attributes.items():
         module = model.get_submodule(path)
         held = getattr(module, attribute)
         setattr(module, attribute, tuple(value) if isinstance(held, tuple) and isinstance(value, list) else value)
+    for module in touched:
+        _state_sizes(module)
     modules = dict(model.named_modules(remove_duplicate=False))
     for layer, (dim, indices) in plan.select.items():
         select = selection(dim, indices).to(next(modules[layer].parameters()).device)
@@ -138,8 +141,6 @@ def _state_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.GroupNorm):
         assert weight is not None
         module.num_channels = weight.shape[0]
-    elif isinstance(module, (nn.MultiheadAttention, Attention)):
-        state_sizes(module)
     elif isinstance(module, nn.PReLU):
         assert weight is not None
         module.num_parameters = weight.shape[0]
