@@ -289,6 +289,29 @@ def test_state_copies_and_pickles(name: str) -> None:
         assert all(twin.head.weight is twin.embed.weight for twin in [small, *twins])
 
 
+@pytest.mark.parametrize("unit", [BOTH, "weight"])
+def test_gates_before_there_are_weights(unit: Any) -> None:
+    """A model on the meta device: its channels are found; what needs values says how to come by them."""
+    with torch.device("meta"):
+        model = ViT()
+    x = torch.randn(2, 3, 8, 8)
+    sparse = zg.sparsify(model, x, unit=unit)
+    close_randomly(sparse, torch.Generator().manual_seed(0), "share")
+    assert sparse.cost().params < sparse.dense_cost.params
+    for needs_values in (sparse.compact, lambda: sparse.difference(model)):
+        with pytest.raises(zg.CompactionError, match=r"meta device.*to_empty"):
+            needs_values()
+    with pytest.raises(zg.ZerogateError, match=r"meta device.*to_empty"):
+        model(x)
+    torch.manual_seed(0)
+    model.to_empty(device="cpu").load_state_dict(ViT().state_dict())
+    small = sparse.compact().eval()
+    torch.testing.assert_close(small(x), model.eval()(x))
+    sparse.example_inputs = x.to("meta")
+    with pytest.raises(zg.CompactionError, match="example inputs are on the meta device"):
+        sparse.compact()
+
+
 class Counts:
     def __init__(self) -> None:
         self.calls = 0
@@ -585,6 +608,62 @@ def test_norms_with_and_without_parameters(norm: Any, affine: bool) -> None:
     assert sparse.compact()[1].normalized_shape == (sparse.kept()[:6].sum(),)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_norm_in_groups_states_its_channels(groups: int) -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.GroupNorm(groups, 8, affine=False), nn.Conv2d(8, 2, 1)
+    sparse = check_exact(nn.Sequential(*layers), torch.randn(2, 3, 5, 5))
+    with torch.no_grad():
+        sparse.logits[::2] = -8.0
+        sparse.logits[1::2] = 8.0
+    small = sparse.compact()
+    assert small[1].num_channels == small[0].out_channels == 4
+    assert small[1].num_groups == max(1, groups // 2)
+
+
+class OverWidth(nn.Module):
+    """A norm that has its width from an attribute."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.width, self.kind = width, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "size":
+            return F.layer_norm(x, (self.width,))
+        return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) / self.width + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["size", "number"])
+def test_a_norm_of_ones_own_knows_its_width(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), OverWidth(6, kind), nn.Linear(6, 4), nn.Linear(4, 2))
+    sparse = check_exact(model, torch.randn(4, 3))
+    assert {g.name: g.units for g in sparse.groups} == {"0": 6, "2": 4}
+    assert sparse.compact()[1].width == sparse.kept()[:6].sum()
+
+
+class NormTwice(nn.Module):
+    """One norm without parameters in two places."""
+
+    def __init__(self, norm: nn.Module, raw: bool, inner: int = 6) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, inner), nn.Linear(inner, 2)
+        self.norm, self.raw = norm, raw
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.norm(self.a(self.norm(x) if self.raw else x))).tanh()
+        return self.c(x if self.raw else self.norm(x))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6, elementwise_affine=False), OverWidth(6, "number")])
+def test_a_norm_in_two_places(norm: nn.Module) -> None:
+    """It keeps the same channels in both; none, where one of the two places has none to give."""
+    both = check_exact(NormTwice(copy.deepcopy(norm), False), torch.randn(4, 6))
+    assert [(g.units, g.producers) for g in both.groups] == [(6, ("a", "b"))]
+    once = check_exact(NormTwice(copy.deepcopy(norm), True), torch.randn(4, 6))
+    assert [(g.units, g.producers) for g in once.groups] == [(6, ("b",))]
+    assert any("norm is used with and without" in row.reason for row in once.report().rows)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_first_layer_can_be_any(bias: bool) -> None:
     rest = [nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)]
@@ -600,7 +679,37 @@ def test_the_first_layer_can_be_any(bias: bool) -> None:
         assert {g.name: g.units for g in sparse.groups}.get("1") == 6
 
 
-@pytest.mark.xfail(reason="open in issue 3: not handled yet")
+class CrossAttention(nn.Module):
+    """Queries, keys and values of three widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(3, 12), nn.Linear(3, 8), nn.Linear(3, 6)
+        self.attention = nn.MultiheadAttention(12, 4, kdim=8, vdim=6, batch_first=True)
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x)
+        return self.out(q + self.attention(q, self.k(x), self.v(x), need_weights=False)[0])
+
+
+@pytest.mark.parametrize("unit", ["channel", "head"])
+def test_attention_states_its_widths(unit: Any) -> None:
+    model, x = CrossAttention().double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    sparse = zg.sparsify(model, x, unit=unit)
+    with torch.no_grad():
+        for group in sparse.groups:
+            sparse.logits[group.slice] = torch.where(torch.arange(group.units) < group.units // 2, -8.0, 8.0).double()
+    for small in (sparse.compact(), copy.deepcopy(sparse.compact())):
+        attention = small.attention
+        widths = [attention.embed_dim, attention.kdim, attention.vdim]
+        assert [attention.num_heads, *widths] == ([2, 12, 8, 6] if unit == "head" else [4, 6, 4, 3])
+        assert widths == [small.q.out_features, small.k.out_features, small.v.out_features]
+        assert attention.head_dim == 3
+        again = check_exact(small, x)  # cut twice
+        assert again.compact().attention.embed_dim == again.compact().q.out_features
+
+
 def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever a gated forward breaks off: the plain model is whole again, and the gated one runs on."""
     torch.manual_seed(0)
@@ -628,7 +737,34 @@ def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> N
             assert torch.equal(model(x), expected)
 
 
-@pytest.mark.xfail(reason="open in issue 3: not handled yet")
+def test_gates_come_off_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks do not run then: the next forward, or detach, clears up."""
+    torch.manual_seed(0)
+    model, x = ViT().eval(), torch.randn(2, 3, 8, 8)
+    plain, places = model(x), [{*vars(m)} for m in model.modules()]
+    sparse = zg.sparsify(model, x, unit=BOTH)
+    with torch.no_grad():
+        sparse.logits.normal_()
+    expected = model(x)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for kind in (nn.LayerNorm, nn.GELU, nn.Linear):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "forward", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model(x)
+        if kind is nn.GELU:
+            assert torch.equal(model(x), expected)
+        if kind is nn.Linear:
+            sparse.compact()
+        with sparse.detached():
+            assert [{*vars(m)} for m in model.modules()] == places
+            assert torch.equal(model(x), plain)
+        assert torch.equal(model(x), expected)
+
+
 def test_an_activation_that_is_kept() -> None:
     """Attention maps for a picture, a loss of a layer's own: part of a graph, which deepcopy refuses."""
 

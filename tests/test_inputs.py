@@ -79,13 +79,15 @@ def groups(sparse: zg.Sparsified) -> dict[str, int]:
 # --- inputs that do not fit -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_on, inputs_on", [("cpu", "meta"), ("meta", "cpu")])
-def test_inputs_on_another_device(model_on: str, inputs_on: str) -> None:
+def test_inputs_on_another_device() -> None:
     for inputs in (torch.randn(X), (torch.randn(X),), {"x": torch.randn(X)}):
-        moved = torch.utils._pytree.tree_map(lambda x: x.to(inputs_on), inputs)
-        says = rf"inputs are on {inputs_on} and the Residual on {model_on}; move them: inputs\.to\('{model_on}'\)"
-        with pytest.raises(zg.WatchError, match=says):
-            zg.sparsify(Residual().to(model_on), moved)
+        moved = torch.utils._pytree.tree_map(lambda x: x.to("meta"), inputs)
+        with pytest.raises(
+            zg.WatchError, match=r"inputs are on meta and the Residual on cpu; move them: inputs\.to\('cpu'\)"
+        ):
+            zg.sparsify(Residual(), moved)
+        for given in (inputs, moved):  # a model on the meta device can be materialised anywhere
+            assert zg.sparsify(Residual().to("meta"), given).logits.device.type == "cpu"
 
 
 @pytest.mark.parametrize("layer", ["linear", "convolution", "attention"])
@@ -126,6 +128,14 @@ def test_arguments_that_the_forward_does_not_take() -> None:
     for inputs in ((x, x), {"y": x}, {}):
         with pytest.raises(zg.WatchError, match="argument"):
             zg.sparsify(perceptron(3, 6, 2), inputs)
+
+
+def test_layers_without_a_shape_yet() -> None:
+    model = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(zg.WatchError, match=r"0\.weight .* has no shape yet; run the model once"):
+        zg.sparsify(model, torch.randn(4, 3))
+    model(torch.randn(4, 3))
+    assert zg.sparsify(model, torch.randn(4, 3)).groups[0].units == 6
 
 
 def test_a_forward_that_fails_is_quoted() -> None:

@@ -206,6 +206,223 @@ def test_gradient_checkpointing_reuses_the_draw(per_example: bool) -> None:
         torch.testing.assert_close(a, b)
 
 
+class Recomputed(nn.Module):
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(6, 8), nn.Linear(8, 2), reentrant
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.reentrant is None or not self.training:
+            return self.last(x + self.body(x))
+        return self.last(x + checkpoint(self.body, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("between", ["nothing", "a forward", "an evaluation", "an exception", "a compaction", "a part"])
+@pytest.mark.parametrize("learns", ["all", "weights", "inputs"])
+def test_a_recomputation_uses_the_draw_of_its_own_forward(between: str, learns: str) -> None:
+    if learns == "inputs" and between in ("a forward", "an exception", "a part"):
+        pytest.skip("where nothing learns, the draw is part of no graph and only the last one is known")
+    grads = []
+    for reentrant in (None, False):
+        torch.manual_seed(0)
+        model, x = Recomputed(reentrant), torch.randn(4, 6)
+        sparse = zg.sparsify(model, x)
+        x.requires_grad_()
+        sparse.logits.requires_grad_(learns == "all")
+        for p in model.parameters():
+            p.requires_grad_(learns != "inputs")
+        torch.manual_seed(1)
+        out = model(x).pow(2).sum()
+        if between == "a forward":
+            out = out * model(x + 1).pow(2).sum()
+        elif between == "an evaluation":
+            with torch.no_grad():
+                model.eval()(x)
+            model.train()
+        elif between == "an exception":
+            with pytest.raises(RuntimeError):
+                model(x[:, :3])
+        elif between == "a compaction":
+            sparse.compact()
+        elif between == "a part":
+            model.body(torch.zeros(4, 8))
+        out.backward()
+        grads.append([p.grad for p in (x, sparse.logits, *model.parameters()) if p.grad is not None])
+    assert len(grads[0]) == {"all": 12, "weights": 11, "inputs": 1}[learns]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    """Its backward pass would end at the weights that the forward has multiplied with the gates."""
+    model = Recomputed(True)
+    zg.sparsify(model, torch.randn(4, 6))
+    with pytest.raises(zg.ZerogateError, match="pass use_reentrant=False"):
+        model(torch.randn(4, 6)).sum().backward()
+
+
+def test_nothing_is_held_after_a_forward() -> None:
+    """A draw lives as long as the graph it is part of."""
+    model, x = Residual(), torch.randn(X)
+    sparse = zg.sparsify(model, x)
+    outs = [model(x) for _ in range(3)]
+    assert len([ref for ref in sparse._draws._alive if ref() is not None]) == 3
+    assert sparse._drawn is None
+    del outs
+    assert not [ref for ref in sparse._draws._alive if ref() is not None]
+
+
+class Mirrored(nn.Module):
+    """A tied autoencoder: one weight consumes along both of its dimensions, in its own layer and outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.encode, self.last = nn.Linear(3, 7), nn.Linear(7, 5), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encode(self.first(x).relu()).relu()
+        return self.last(F.linear(x, self.encode.weight.t()).relu())
+
+
+class Recursive(nn.Module):
+    """Calls itself, and reads its weight when it has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6) * 0.4)
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        if depth:
+            x = self(x, depth - 1)
+        return F.linear(x, self.weight).relu()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Mirrored, lambda: nn.Sequential(nn.Linear(3, 6), Recursive(), nn.Linear(6, 2))],
+    ids=["mirrored", "recursive"],
+)
+def test_a_weight_is_gated_wherever_it_is_read(make) -> None:
+    torch.manual_seed(0)
+    model, x = make().double().eval(), torch.randn(4, 3, dtype=torch.float64)
+    sparse = zg.sparsify(model, x)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        close_randomly(sparse, generator, "share")
+        with torch.no_grad():
+            sparse.logits[sparse.logits > 0] = 0.3  # open, but less than 1
+        small = sparse.compact().eval()
+        torch.testing.assert_close(small(x), model(x), atol=1e-12, rtol=1e-10)
+        assert not any("weight" in vars(m) for m in model.modules())
+    model.train()(x).sum().backward()
+    assert sparse.logits.grad.isfinite().all()
+
+
+class Nested(nn.Module):
+    """A root that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        if depth:
+            x = self(x, depth - 1)
+        return self.b(self.a(x).relu())
+
+
+def test_one_draw_for_a_root_that_calls_itself() -> None:
+    model, x, drawn = Nested(), torch.randn(4, 6), []
+    sparse = zg.sparsify(model, x)
+    draws = []
+    model.b.register_forward_pre_hook(lambda m, _: drawn.append(m.weight))
+    model.a.register_forward_hook(lambda *_: draws.append(sparse._depth))
+    model(x).sum().backward()
+    assert draws == [3, 2, 1]
+    assert drawn[0] is drawn[1] is drawn[2] is not model.b.weight
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_hooks_registered_later_come_first(affine: bool) -> None:
+    """What gates do to a norm's input, they do to what the user's hooks make of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6, elementwise_affine=affine), nn.Linear(6, 2)).double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    model[1].register_forward_hook(lambda m, args, out: out + 1)
+    sparse = zg.sparsify(model, x)
+    model[0].register_forward_hook(lambda m, args, out: out + 1)
+    model[1].register_forward_pre_hook(lambda m, args: (args[0] * args[0],))
+    model[1].register_forward_hook(lambda m, args, out: out * 2)
+    model[2].register_forward_pre_hook(lambda m, args: (args[0] + 1,))
+    with torch.no_grad():
+        sparse.logits.copy_(torch.tensor([-8.0, 8, -8, 8, 8, 8]))
+    small = sparse.compact().eval()
+    assert small[0].out_features == 4
+    torch.testing.assert_close(small(x), model.eval()(x), atol=1e-12, rtol=1e-10)
+
+
+def test_gates_in_functional_calls_and_their_gradients() -> None:
+    """torch.func: other parameters in their place, gradients of single examples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2)).eval()
+    x = torch.randn(4, 3)
+    sparse = zg.sparsify(model, x)
+    close_randomly(sparse, torch.Generator().manual_seed(0), "share")
+    plain = model(x)
+    other = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    changed = torch.func.functional_call(model, other, (x,))
+    assert torch.equal(model(x), plain)
+    twin = copy.deepcopy(sparse)
+    twin.model.load_state_dict(other)
+    torch.testing.assert_close(twin.model(x), changed)
+
+    def loss(parameters: dict[str, Tensor], example: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (example[None],)).pow(2).sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(model.named_parameters()), x)
+    model(x).pow(2).sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad)
+
+
+def test_a_model_that_has_changed_since() -> None:
+    def changed(change) -> str:
+        model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 5), nn.Linear(5, 4), nn.Linear(4, 7, bias=False))
+        model[3].weight = model[0].weight
+        sparse = zg.sparsify(model, torch.randint(7, (2, 3)))
+        sparse.compact()
+        change(model)
+        with pytest.raises(zg.ZerogateError, match="not what it was when gates were put on it") as caught:
+            sparse.compact()
+        return str(caught.value)
+
+    assert "3.weight is no longer tied" in changed(lambda m: m.load_state_dict(m.state_dict(), assign=True))
+    assert "2.weight is (3, 5) and was (4, 5)" in changed(lambda m: m.__setitem__(2, nn.Linear(5, 3)))
+    assert "2 is another module" in changed(lambda m: m.__setitem__(2, nn.Linear(5, 4)))
+    assert "2.weight is gone" in changed(lambda m: m.__setitem__(2, nn.Sequential(nn.Linear(5, 4))))
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4))
+    sparse = zg.sparsify(model, torch.randn(2, 3))
+    sparse.detach()
+    model[1] = nn.Linear(5, 4)  # fits
+    sparse.attach()
+    assert sparse.compact()[1].out_features == 4
+    sparse.detach()
+    model[1] = nn.Linear(5, 6)
+    with pytest.raises(zg.ZerogateError, match=r"1\.weight is \(6, 5\) and was \(4, 5\)"):
+        sparse.attach()
+
+
+def test_example_inputs_that_are_part_of_a_graph() -> None:
+    model, x = Residual(), torch.randn(X, requires_grad=True) * 2
+    sparse = zg.sparsify(model, x)
+    twin = copy.deepcopy(sparse)
+    assert torch.equal(twin.example_inputs, x)
+    pickle.dumps(sparse)
+    sparse.compact()
+
+
 def test_copies_and_pickles_carry_their_own_gates() -> None:
     model = Residual()
     x = torch.randn(X)

@@ -106,9 +106,18 @@ def plain_attention(mha: nn.MultiheadAttention, called: dict[str, bool]) -> nn.M
     runs = fx.GraphModule(nn.Module(), graph, class_name="Attention")
     mha.forward = partial(runs.forward, mha)  # type: ignore[method-assign]
     mha._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer runs a kernel of its own instead of this
-    rows = mha.q_proj_weight if mha.in_proj_weight is None else mha.in_proj_weight.chunk(3)[0]
-    mha.num_heads = len(rows) // mha.head_dim
+    state_sizes(mha)
     return mha
+
+
+def state_sizes(m: Any) -> None:
+    """Has an `nn.MultiheadAttention`, or its stand-in, state what its weights hold: ``num_heads``, and as ``embed_dim``,
+    ``kdim`` and ``vdim`` the widths of its queries, keys and values. ``head_dim`` does not change: heads need not fill
+    ``embed_dim``."""
+    packed = m.in_proj_weight
+    q, k, v = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight) if packed is None else packed.chunk(3)
+    m.num_heads = len(q) // m.head_dim
+    m.embed_dim, m.kdim, m.vdim = q.shape[1], k.shape[1], v.shape[1]
 
 
 def refusal(called: dict[str, bool]) -> str | None:

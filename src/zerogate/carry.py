@@ -131,7 +131,7 @@ def carry_average(ema: nn.Module, sparse: Sparsified, plan: Plan, small: nn.Modu
     for name, module in network.named_modules():
         new.get_submodule(name).training = module.training
     z = sparse.gate.mask(sparse.logits.detach())
-    weights = [new.get_parameter(mask.weight) for mask in sparse.masks]
+    weights = [new.get_parameter(name) for name in sparse.gated_names]
     with torch.no_grad():
         masked = sparse.masked_weights(z, [weight.to(z.device) for weight in weights])
         for weight, value in zip(weights, masked, strict=True):

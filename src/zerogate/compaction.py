@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,13 @@ from torch.utils._pytree import tree_map
 
 from zerogate.attention import unnest
 from zerogate.carry import carry
-from zerogate.errors import CompactionError
+from zerogate.errors import CompactionError, no_weights
 from zerogate.groups import Inputs, call, kept_rng, tensors_of
 from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
 from zerogate.precision import InDouble
+from zerogate.tensors import deep_copy, named_tensors
 from zerogate.unregistered import replace, unregistered
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def compact(
     sparse: Sparsified, optimizer: torch.optim.Optimizer | None = None, ema: nn.Module | None = None
 ) -> nn.Module:
     """See `Sparsified.compact`."""
+    _check_data(sparse)
     plan = Plan() if sparse.unit == "weight" else make_plan(sparse.model, sparse.structure, sparse.kept())
     try:
         error, allowed = _check(sparse, plan, torch.float64), TOLERANCE
@@ -63,10 +64,22 @@ def compact(
     return small
 
 
+def _check_data(sparse: Sparsified) -> None:
+    """Raises `CompactionError` where there are shapes only, and `ZerogateError` for a model that has changed."""
+    sparse.check_unchanged()
+    if any(tensor.is_meta for _, tensor in named_tensors(sparse.model)):
+        raise CompactionError(no_weights(sparse.model, "meta"))
+    if any(x.is_meta for x in tensors_of(sparse.example_inputs)):
+        raise CompactionError(
+            "the example inputs are on the meta device and hold nothing to compare on; set sparse.example_inputs to inputs "
+            f"on the device of the {type(sparse.model).__name__}"
+        )
+
+
 def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
     """How far the compacted model is from the gated one, before rounding to the model's own precision."""
     gated = _deployed(sparse, dtype)
-    small = apply_plan(copy.deepcopy(gated), plan)
+    small = apply_plan(deep_copy(gated), plan)
     attach_kept(gated, sparse.structure, sparse.kept())
     return _difference(gated, small, sparse.example_inputs, dtype)
 
@@ -74,7 +87,7 @@ def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
 def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module:
     """A plain copy of the gated model with the deployed mask multiplied into its weights."""
     with sparse.detached() as model:
-        twin = copy.deepcopy(model)
+        twin = deep_copy(model)
     modes = [(module, module.training) for module in twin.modules()]
     twin.train()  # empties what some modules keep from their last evaluation
     for module, training in modes:
@@ -87,7 +100,7 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
                     replace(twin, path, tensor.double())
     for p in twin.parameters():
         p.grad = None
-    weights = {m.weight: twin.get_parameter(m.weight) for m in sparse.masks}
+    weights = {name: twin.get_parameter(name) for name in sparse.gated_names}
     masked = sparse.masked_weights(sparse.gate.mask(sparse.logits.detach()), [*weights.values()])
     fold(twin, dict(zip(weights, masked, strict=True)))
     return twin
@@ -95,9 +108,10 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
 
 def difference(sparse: Sparsified, small: nn.Module) -> float:
     """See `Sparsified.difference`."""
+    _check_data(sparse)
     gated = _deployed(sparse, torch.float64)
     attach_kept(gated, sparse.structure, sparse.kept())
-    return _difference(gated, copy.deepcopy(small).double(), sparse.example_inputs)
+    return _difference(gated, deep_copy(small).double(), sparse.example_inputs)
 
 
 class _NotInThisPrecision(Exception):
@@ -106,8 +120,15 @@ class _NotInThisPrecision(Exception):
 
 def _difference(a: nn.Module, b: nn.Module, inputs: Inputs, dtype: torch.dtype | None = torch.float64) -> float:
     """max |a − b| / max |a|; puts both into evaluation mode. Both see the same random numbers."""
-    if dtype is not None:
-        inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+    devices = list(dict.fromkeys(tensor.device for _, tensor in named_tensors(a)))
+
+    def prepared(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = x if x.device in devices else x.to(devices[0])  # the model has moved since
+        return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+    inputs = tree_map(prepared, inputs)
     a, b = a.eval(), b.eval()
     unnest(a)  # nested tensors hold zeros where padding was, and plain ones do not
     outs = []

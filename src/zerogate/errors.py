@@ -28,3 +28,11 @@ class CheckpointError(ZerogateError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, for errors of one line."""
     return next(iter(str(error).strip().splitlines()), "")
+
+
+def no_weights(model: object, device: object) -> str:
+    """The message for a model that holds shapes only."""
+    return (
+        f"this {type(model).__name__} is on the {device} device, where weights have no values; materialise it first: "
+        "model.to_empty(device='cpu'), then load its weights"
+    )

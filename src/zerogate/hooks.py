@@ -5,6 +5,7 @@ Hooks are objects, not closures, so that copies and pickles of a gated model car
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,31 @@ class Begin:
     sparse: Sparsified
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sparse = self.sparse
+        if sparse._depth:
+            if _calls_itself(module):
+                sparse._depth += 1
+                return
+            sparse.uncover()  # the last forward was broken off
+        if not torch.compiler.is_compiling():
+            sparse.come_last()
         examples = None
-        if self.sparse.multiplies_activations:
+        if sparse.multiplies_activations:
             examples = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        self.sparse.draw(examples)
-        self.sparse._inside = True
+        sparse.draw(examples)
+        sparse._depth = 1
+
+
+def _calls_itself(module: nn.Module) -> bool:
+    """Whether a forward of this module is under way, besides the one that begins."""
+    frame, found = sys._getframe(1), 0
+    while frame is not None:
+        found += frame.f_code is _CALL and frame.f_locals.get("self") is module
+        frame = frame.f_back  # type: ignore[assignment]
+    return found > 1
+
+
+_CALL = nn.Module._call_impl.__code__
 
 
 @dataclass
@@ -35,28 +56,34 @@ class End:
     sparse: Sparsified
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.sparse._inside = False
-        if not torch.is_grad_enabled():
-            self.sparse._drawn = None
+        self.sparse._depth = max(0, self.sparse._depth - 1)
+        if not self.sparse._depth:
+            self.sparse.forget()
 
 
 @dataclass
 class Shadow:
     sparse: Sparsified
     held: list[tuple[nn.Module, str, int]]
+    put: list[list[tuple[nn.Module, str]]]
+    """What each call that is under way has shadowed: a module may call itself, or another one that reads its weight."""
 
     def __call__(self, module: nn.Module, args: Any) -> None:
+        put = []
         if not self.sparse.multiplies_activations:
             for owner, attribute, number in self.held:
+                if attribute not in owner.__dict__:
+                    put.append((owner, attribute))
                 owner.__dict__[attribute] = self.sparse.current(number)
+        self.put.append(put)
 
 
 @dataclass
 class Unshadow:
-    held: list[tuple[nn.Module, str, int]]
+    put: list[list[tuple[nn.Module, str]]]
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        for owner, attribute, _ in self.held:
+        for owner, attribute in self.put.pop() if self.put else ():
             owner.__dict__.pop(attribute, None)
 
 

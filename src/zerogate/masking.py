@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from zerogate import compaction, norms
 from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
-from zerogate.errors import WatchError, ZerogateError
+from zerogate.draws import Draw, Draws
+from zerogate.errors import WatchError, ZerogateError, no_weights
 from zerogate.gates import Gate, HardConcrete
 from zerogate.groups import KINDS, Inputs, Structure, build, watch
 from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
@@ -28,7 +30,7 @@ from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
 from zerogate.removable import removable
 from zerogate.report import Report, make_report
-from zerogate.tensors import modules_by_name, tied_names
+from zerogate.tensors import modules_by_name, owner_of, tied_names
 
 Unit = Literal["channel", "head", "weight"]
 
@@ -149,7 +151,7 @@ class Sparsified(nn.Module):
     ) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
-        self.example_inputs = example_inputs
+        self.example_inputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, example_inputs)
         self.structure = structure
         self.unit = unit
         self.per_example = per_example
@@ -169,18 +171,20 @@ class Sparsified(nn.Module):
             raise WatchError(_nothing_to_remove(model, structure))
         self.gate = gate
         self.objective = objective
-        device = next(iter(parameters.values())).device
+        device = next((p.device for p in parameters.values() if not p.is_meta), torch.device("cpu"))
         self.logits = nn.Parameter(gate.initial_logits(units).to(device))
         self.gate.to(device)
         self.objective.to(device)
         index = torch.cat([m.units for m in self.masks])
         self.register_buffer("_index", torch.where(index < 0, units, index).to(device), persistent=False)
         self._lengths = [len(m.units) for m in self.masks]
-        self._drawn: list[Tensor] | None = None
+        self._weights = list(dict.fromkeys(m.weight for m in self.masks))
+        self._parameters_were = _parameters(model)
+        self._drawn: list[Tensor] | None = None  # every weight times its gates; or per example, the gates of every mask
         self._statistics: list[Tensor] = []
-        self._inside = False
+        self._draws = Draws()
+        self._depth = 0
         self._handles: list[Any] = []
-        self._places: list[tuple[nn.Module, str]] = []
         self.attach()
 
     # training
@@ -247,8 +251,9 @@ class Sparsified(nn.Module):
             ema: an averaged copy of the model (`torch.optim.swa_utils.AveragedModel` or a module of the same names):
                 folded and cut by the same plan, in place.
 
-        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, and `ZerogateError` for an
-        optimizer or average that does not fit; then nothing has been changed.
+        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, or where the model or the
+        example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit; then
+        nothing has been changed.
         """
         return compaction.compact(self, optimizer, ema)
 
@@ -265,47 +270,102 @@ class Sparsified(nn.Module):
     # attaching
 
     def attach(self) -> None:
-        """Puts the gates (back) on the model."""
+        """Puts the gates (back) on the model.
+
+        Raises `ZerogateError` where its parameters have other shapes than before, or are tied otherwise."""
         if self._handles:
             return
+        self.check_unchanged()
         modules = modules_by_name(self.model, twice=True)
         tied = tied_names(self.model)
         shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
-        self._places = []
-        multiply = []
-        for number, mask in enumerate(self.masks):
-            places = [
-                (modules[owner], attribute) for owner, _, attribute in (n.rpartition(".") for n in tied[mask.weight])
-            ]
-            self._places.append(places[0])
+        multiply: list[tuple[str, Multiply]] = []
+        self._places = [(modules[owner_of(name)], name.rpartition(".")[2]) for name in self._weights]
+        for number, weight in enumerate(self._weights):
+            places = [(modules[owner_of(name)], name.rpartition(".")[2], number) for name in tied[weight]]
+            for host in dict.fromkeys(c.host for c in self.structure.calls if c.weight == weight):
+                shadows.setdefault(host, []).extend(places)
+        for number, mask in enumerate(self.masks if self.per_example else ()):
             calls = [c for c in self.structure.calls if c.weight == mask.weight]
-            for host in dict.fromkeys(c.host for c in calls):
-                shadows.setdefault(host, []).extend((*place, number) for place in places)
-            if self.per_example:
-                outside = next((c for c in calls if c.host != c.layer), None)
-                if outside is not None:
-                    raise ZerogateError(
-                        f"per_example gates need {outside.layer} to be called as a module, but its weight is read in "
-                        f"{outside.host or 'the root'}; exclude it with exclude=[{outside.layer!r}]"
-                    )
-                multiply.append((modules[calls[0].layer], Multiply(self, number, calls[0].channel_dim)))
-        statistics = [norms.attach(modules[n.module], n, Weights(self, i)) for i, n in enumerate(self.structure.norms)]
+            outside = next((c for c in calls if c.host != c.layer), None)
+            if outside is not None:
+                raise ZerogateError(
+                    f"per_example gates need {outside.layer} to be called as a module, but its weight is read in "
+                    f"{outside.host or 'the root'}; exclude it with exclude=[{outside.layer!r}]"
+                )
+            multiply.append((calls[0].layer, Multiply(self, number, calls[0].channel_dim)))
         self._handles = [
             self.model.register_forward_pre_hook(Begin(self), prepend=True, with_kwargs=True),
             self.model.register_forward_hook(End(self), always_call=True),
         ]
+        self._shadowing: list[list[Any]] = []
         for host, held in shadows.items():
-            self._handles.append(modules[host].register_forward_pre_hook(Shadow(self, held)))
-            self._handles.append(modules[host].register_forward_hook(Unshadow(held), always_call=True))
-        self._handles += [module.register_forward_pre_hook(hook) for module, hook in multiply]
-        self._handles += [handle for handles in statistics for handle in handles]
+            put: list[Any] = []
+            self._shadowing.append(put)
+            self._handles.append(modules[host].register_forward_pre_hook(Shadow(self, held, put)))
+            self._handles.append(modules[host].register_forward_hook(Unshadow(put), always_call=True))
+        last = [(path, modules[path].register_forward_pre_hook(hook)) for path, hook in multiply]
+        for number, norm in enumerate(self.structure.norms):
+            before, after = norms.attach(modules[norm.module], norm, Weights(self, number))
+            last.append((norm.module, before))
+            self._handles.append(after)
+        self._handles += [handle for _, handle in last]
+        self._last = [(modules[path], handle.id) for path, handle in last]
+        self._hosts = {path: modules[path] for path in [*shadows, *(path for path, _ in last)]}
+        held_by = [place for held in shadows.values() for place in held]
+        self._shadowed = [(module, attribute) for module, attribute, _ in held_by]
+        self._shadowed += [(modules[norm.module], "weight") for norm in self.structure.norms]
 
     def detach(self) -> None:
         """Takes the gates off; the model is the user's plain one again."""
         for handle in self._handles:
             handle.remove()
+        if self._handles:
+            self.uncover()
         self._handles = []
-        self._drawn = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was drawn, and the graph that holds it."""
+        self._drawn, self._statistics = None, []
+
+    def uncover(self) -> None:
+        """Takes back the shadows of a forward that was broken off by more than an Exception (Ctrl-C): torch then runs no
+        hooks."""
+        self._depth = 0
+        for put in self._shadowing:
+            put.clear()
+        for owner, attribute in self._shadowed:
+            owner.__dict__.pop(attribute, None)
+
+    def come_last(self) -> None:
+        """Lets hooks that change a layer's input run after those that were registered later."""
+        for module, number in self._last:
+            hooks = module._forward_pre_hooks
+            if next(reversed(hooks)) != number:
+                hooks[number] = hooks.pop(number)
+
+    def check_unchanged(self) -> None:
+        """Raises `ZerogateError` where the model is not the one that the gates were made for."""
+        now, found = _parameters(self.model), ""
+        for name, (shape, first) in self._parameters_were.items():
+            if name not in now:
+                found = f"{name} is gone"
+            elif now[name][0] != shape:
+                found = f"{name} is {tuple(now[name][0])} and was {tuple(shape)}"
+            elif now[name][1] != first:
+                found = f"{name} is no longer tied as it was"
+            if found:
+                break
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        for path, module in self._hosts.items() if self._handles and not found else ():
+            if modules.get(path) is not module:
+                found = f"{path} is another module, on which there are no gates"
+        if found:
+            raise ZerogateError(
+                f"this {type(self.model).__name__} is not what it was when gates were put on it: {found}; undo that, or "
+                "call detach() and sparsify it as it is now"
+            )
 
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
@@ -319,61 +379,96 @@ class Sparsified(nn.Module):
                 self.attach()
 
     def masked_weights(self, z: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """These weights, one per mask, times their gates, for z [units]."""
+        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]."""
         spread = torch.cat([z, z.new_ones(1)])[self._index].split(self._lengths)
-        return [w * part.view(m.view).to(w.dtype) for m, w, part in zip(self.masks, weights, spread, strict=True)]
+        masked = dict(zip(self._weights, weights, strict=True))
+        for m, part in zip(self.masks, spread, strict=True):
+            w = masked[m.weight]
+            masked[m.weight] = w * part.view(m.view).to(w.dtype)
+        return [*masked.values()]
 
-    def draw(self, examples: int | None) -> None:
-        """Draws all gates; [units] into the weights, or [examples, units] to be multiplied into activations."""
+    @property
+    def gated_names(self) -> list[str]:
+        """Names of the weights that gates lie on."""
+        return self._weights
+
+    def draw(self, examples: int | None, whole: bool = True) -> None:
+        """Draws all gates; [units] into the weights, or [examples, units] to be multiplied into activations.
+
+        ``whole``: for a forward of the whole model."""
         first = next(self.model.parameters())
+        if first.is_meta:
+            raise ZerogateError(no_weights(self.model, first.device))
         if first.device != self.logits.device:
             raise ZerogateError(
                 f"the model is on {first.device} and its gates on {self.logits.device}; move the handle too: "
                 f"sparse.to({str(first.device)!r})"
             )
-        if examples is None:
-            z = self.gate.sample(self.logits) if self.model.training else self.gate.mask(self.logits)
-            weights = [owner._parameters[name] for owner, name in self._places]  # not getattr: that may find a shadow
-            self._drawn = self.masked_weights(z, weights)  # type: ignore[arg-type]
-        else:
+        training = self.model.training
+        if examples is not None:
             z = self.gate.sample(self.logits, examples)
-            spread = torch.cat([z, z.new_ones(examples, 1)], 1)[:, self._index]
-            self._drawn = list(spread.split(self._lengths, 1))
-        if self.structure.norms:
-            self._statistics = self._norm_weights(z)
+        else:
+            z = self.gate.sample(self.logits) if training else self.gate.mask(self.logits)
+        self._drawn, self._statistics = self._spread(z, training)
+        self._draws.add(z, [*self._drawn, *self._statistics], whole=whole, training=training)
 
-    def _norm_weights(self, z: Tensor) -> list[Tensor]:
+    def _spread(self, z: Tensor, training: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """What layers and norms use of gates z, [units] or [examples, units]."""
+        if z.ndim == 1:
+            weights: list[Any] = [owner._parameters[name] for owner, name in self._places]  # not getattr: that may find a shadow
+            drawn = self.masked_weights(z, weights)
+        else:
+            drawn = list(torch.cat([z, z.new_ones(len(z), 1)], 1)[:, self._index].split(self._lengths, 1))
+        return drawn, self._norm_weights(z, training) if self.structure.norms else []
+
+    def _norm_weights(self, z: Tensor, training: bool) -> list[Tensor]:
         """How much each channel counts in the statistics of each norm: in training as far as it is open, in evaluation
         wholly if it is kept."""
-        w = z.clamp(max=1) if self.model.training else self.kept().to(z)
+        w = z.clamp(max=1) if training else self.kept().to(z)
         w = torch.cat([w, w.new_ones(*w.shape[:-1], 1)], -1)
         return [w[..., n.labels.to(w.device)] for n in self.structure.norms]  # −1 is the last: always there
 
     def statistics(self, number: int) -> Tensor:
         """Weights of a norm's channels, as drawn with the gates."""
-        self._ensure_drawn()
-        return self._statistics[number]
+        return self._now()[1][number]
 
     def current(self, number: int) -> Tensor:
-        """The drawn tensor of a mask: of the root's forward that runs, or whose gradient is being recomputed."""
-        self._ensure_drawn()
-        assert self._drawn is not None
-        return self._drawn[number]
+        """The drawn tensor of a weight, or per example of a mask: of the root's forward that runs, or that is run again
+        for its gradient."""
+        return self._now()[0][number]
 
-    def _ensure_drawn(self) -> None:
-        if self._drawn is None or not (self._inside or torch._C._current_graph_task_id() != -1):
-            if self.per_example and self.model.training:
+    def _now(self) -> tuple[list[Tensor], list[Tensor]]:
+        if not self._depth or self._drawn is None:
+            again = self._draws.recomputed()
+            if again is not None:
+                return self._again(again)
+            if self.multiplies_activations:
                 raise ZerogateError(
                     "per-example gates are drawn by the root's forward; call the model, not a part of it"
                 )
-            self.draw(None)  # a part of the model called by itself
+            self.draw(None, whole=False)  # a part of the model called by itself
+            assert self._drawn is not None
+        return self._drawn, self._statistics
+
+    def _again(self, draw: Draw) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of an earlier draw. They are no part of its graph: what is run again only gives this graph the
+        values that it has not kept."""
+        assert draw.z is not None
+        if not draw.tensors:
+            with torch.no_grad():
+                drawn, statistics = self._spread(draw.z, draw.training)
+            tensors = [*drawn, *statistics]
+            draw.tensors = [x.detach().requires_grad_(grad) for x, grad in zip(tensors, draw.learns, strict=True)]
+        n = len(draw.tensors) - len(self.structure.norms)
+        return draw.tensors[:n], draw.tensors[n:]
 
     @property
     def multiplies_activations(self) -> bool:
         return self.per_example and self.model.training
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_drawn": None, "_inside": False}  # a draw belongs to a graph, which cannot be copied
+        # a draw belongs to a graph, which cannot be copied
+        return self.__dict__ | {"_drawn": None, "_statistics": [], "_depth": 0}
 
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
@@ -394,6 +489,13 @@ def _without_collector() -> Iterator[None]:
 def _step(round_to: Any) -> int:
     """What widths are multiples of while they are tried; an option out of range is found later."""
     return round_to if isinstance(round_to, int) and round_to > 0 else 1
+
+
+def _parameters(model: nn.Module) -> dict[str, tuple[torch.Size, str]]:
+    """Name of every parameter → its shape, and the first name of the same tensor."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    return {name: (p.shape, first.setdefault(id(p), name)) for name, p in parameters.items()}
 
 
 def _kinds(unit: Unit | Collection[Unit]) -> frozenset[str]:

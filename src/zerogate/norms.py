@@ -13,7 +13,6 @@ then only has to slice the norm.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerogate.groups import Norm, Structure
+from zerogate.groups import Norm, Repair, Structure, holders
 from zerogate.plans import apply_plan, make_plan
 from zerogate.precision import InDouble
+from zerogate.tensors import deep_copy
 
 
 @dataclass
@@ -65,8 +65,8 @@ class RestoreScale:
     norm: Norm
     weights: Callable[[], Tensor]
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if module.__dict__.pop("weight", None) is not None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor | None) -> Tensor | None:
+        if module.__dict__.pop("weight", None) is not None or output is None:  # None: the forward broke off
             return None
         w = self.weights().to(output.dtype)
         scale = (w.sum(-1).clamp(min=1e-6) / w.shape[-1]).sqrt()
@@ -81,10 +81,10 @@ class RestoreScale:
 
 
 def attach(module: nn.Module, norm: Norm, weights: Callable[[], Tensor]) -> list[Any]:
-    """Hooks a norm; ``weights`` is asked at every forward."""
+    """Hooks a norm, before and after; ``weights`` is asked at every forward."""
     return [
         module.register_forward_pre_hook(KeepStatistics(norm, weights)),
-        module.register_forward_hook(RestoreScale(norm, weights)),
+        module.register_forward_hook(RestoreScale(norm, weights), prepend=True, always_call=True),
     ]
 
 
@@ -103,35 +103,41 @@ class _Constant:
         return self.value
 
 
-def understood(model: nn.Module, structure: Structure) -> Iterator[tuple[Norm, Norm | None]]:
+@dataclass
+class Way:
+    """How to take a norm over the kept channels: see `Norm`, and attributes that count them, with a place in a tuple or
+    list."""
+
+    centred: bool
+    over: tuple[int, ...]
+    outside: bool
+    sizes: list[tuple[str, int | None]]
+
+
+def understood(model: nn.Module, structure: Structure) -> Iterator[tuple[Norm, Way | None]]:
     """Every norm with the way to take it over kept channels, found by trying; None where no way is exact."""
-    known: dict[Any, Norm | None] = {}
+    known: dict[Any, Way | None] = {}
     for norm in structure.norms:
         module = model.get_submodule(norm.module)
         tensors = [(k, tuple(v.shape)) for k, v in module.state_dict().items()]
         key = type(module), norm.dim, norm.shape, str(tensors), repr(module)
         if key not in known:
-            known[key] = _try_ways(module, norm, structure)
-        found = known[key]
-        yield (
-            norm,
-            None if found is None else replace(norm, centred=found.centred, over=found.over, outside=found.outside),
-        )
+            known[key] = _found(module, norm, structure)
+        yield norm, known[key]
 
 
-def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | None:
+def _found(module: nn.Module, norm: Norm, structure: Structure) -> Way | None:
+    own = norm.labels[norm.labels >= 0].unique()
+    kept = torch.ones(structure.units, dtype=torch.bool)
+    kept[own[1::3] if len(own) > 1 else own] = False
+    w = (norm.labels < 0) | kept[norm.labels]
+    if not w.any():
+        return None
     shape = [min(n, 3) for n in norm.shape]
     shape[norm.dim] = len(norm.labels)
-    rest = tuple(range(1 - len(shape), 0))
     x = torch.rand(shape, dtype=torch.float64) + torch.linspace(-1, 1, shape[norm.dim], dtype=torch.float64).view(
         [-1 if i == len(shape) + norm.dim else 1 for i in range(len(shape))]
     )
-    units = torch.arange(structure.units)
-    kept = units % 3 != 1
-    w = (norm.labels < 0) | kept[norm.labels]
-    if w.all() or not w.any():
-        return None
-    dense = _double(module)
     inside = f"{norm.module}."
     local = Structure(
         {(n.removeprefix(inside), d): u for (n, d), u in structure.axes.items() if n.startswith(inside)},
@@ -141,25 +147,42 @@ def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | Non
         {},
         repairs=tuple(replace(r, module="") for r in structure.repairs if r.module == norm.module),
     )
-    try:
-        small = apply_plan(copy.deepcopy(dense), make_plan(dense, local, kept))
-        chosen = w.nonzero().flatten()
-        with torch.no_grad(), InDouble():
-            wanted = small(x.index_select(norm.dim, chosen))
-            for outside, centred, over in itertools.product((False, True), (True, False), ((norm.dim,), rest)):
-                way = replace(norm, centred=centred, over=over, outside=outside)
-                twin = copy.deepcopy(dense)
-                attach(twin, way, _Constant(w))
-                got = twin(x).index_select(norm.dim, chosen)
-                if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
-                    return way
-    except Exception:  # whatever the module does with an input of this size, it is not a norm that can be followed
-        return None
+    followed = {(r.attribute, r.entry) for r in local.repairs}
+    counts = [c for c in holders(module, len(norm.labels)) if c not in followed]
+    for sizes in ([], counts, *([c] for c in counts if len(counts) > 1)):
+        more = tuple(Repair("", *c, norm.labels[:, None]) for c in sizes)
+        try:
+            way = _exact_way(_double(module), norm, replace(local, repairs=local.repairs + more), kept, x, w)
+        except Exception:  # whatever the module does with an input of this size
+            way = None
+        if way is not None:
+            return replace(way, sizes=sizes)
+        if not counts:
+            break
+    return None
+
+
+def _exact_way(dense: nn.Module, norm: Norm, local: Structure, kept: Tensor, x: Tensor, w: Tensor) -> Way | None:
+    """The way in which the norm with gates gives for x what the cut one gives, if there is one."""
+    small = apply_plan(deep_copy(dense), make_plan(dense, local, kept))
+    chosen = w.nonzero().flatten()
+    rest = tuple(range(1 - x.ndim, 0))
+    with torch.no_grad(), InDouble():
+        wanted = small(x.index_select(norm.dim, chosen))
+        for outside, centred, over in itertools.product((False, True), (True, False), ((norm.dim,), rest)):
+            twin = deep_copy(dense)
+            attach(twin, replace(norm, centred=centred, over=over, outside=outside), _Constant(w))
+            got = twin(x).index_select(norm.dim, chosen)
+            if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
+                return Way(centred, over, outside, [])
     return None
 
 
 def _double(module: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(module).double().eval()
+    """A copy in evaluation mode on the CPU, in float64, with random weights."""
+    twin = deep_copy(module)
+    on_meta = any(x.is_meta for x in (*twin.parameters(), *twin.buffers()))
+    twin = (twin.to_empty(device="cpu") if on_meta else twin.cpu()).double().eval()
     generator = torch.Generator().manual_seed(0)
     for p in twin.parameters():
         p.data = torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.5

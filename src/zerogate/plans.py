@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from zerogate.attention import plain_attention, unnest
+from zerogate.attention import Attention, plain_attention, state_sizes, unnest
 from zerogate.groups import Axis, Structure
 from zerogate.tensors import modules_by_name, named_tensors, owner_of, put, tied_names
 
@@ -94,6 +94,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             plain_attention(module, called)
     if plan.attention:
         unnest(model)
+    for module in touched:  # before the attributes, which were tried and may count something else
+        if isinstance(module, (nn.MultiheadAttention, Attention)):
+            state_sizes(module)
     for (path, attribute), value in plan.attributes.items():
         module = modules[path]
         held = getattr(module, attribute)

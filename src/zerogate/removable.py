@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from zerogate.groups import KINDS, Inputs, Observations, Structure, build, kept_rng, settle, twin_of
+from zerogate.groups import KINDS, Inputs, Observations, Repair, Structure, build, kept_rng, settle, twin_of
 from zerogate.norms import understood
 from zerogate.plans import apply_plan, make_plan
 
@@ -44,8 +44,8 @@ def removable(
 
 
 def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) -> Structure | None:
-    """The structure with the way found for each norm; None where some cannot be taken over the kept channels, which are
-    then frozen."""
+    """The structure with the way found for each norm; None where it must be made anew: some channels are frozen, because
+    their norm cannot be taken over the kept ones, or attributes follow."""
     known = [*understood(model, structure)]
     ways = {norm.module: way for norm, way in known}
     found = []
@@ -56,8 +56,14 @@ def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) ->
                 seen.labels.freeze(norm.labels, norm.reason)
                 continue
             norm = replace(norm, centred=way.centred, over=way.over, outside=way.outside)
+            for attribute, entry in way.sizes:
+                key = norm.module, attribute, entry
+                seen.repairs[key] = Repair(*key, norm.labels[:, None])
         found.append(norm)
     seen.norms = found
-    if any(way is None for _, way in known):
+    if any(way is None or way.sizes for _, way in known):
         return None
-    return replace(structure, norms=tuple(way for _, way in known if way is not None))
+    norms = (
+        replace(norm, centred=way.centred, over=way.over, outside=way.outside) for norm, way in known if way is not None
+    )
+    return replace(structure, norms=tuple(norms))

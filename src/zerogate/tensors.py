@@ -6,7 +6,9 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def modules_by_name(model: nn.Module, twice: bool = False) -> dict[str, nn.Module]:
@@ -76,5 +78,24 @@ def transient_buffers(model: nn.Module) -> set[str]:
 
 def copy_with(model: nn.Module, instead: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A deep copy that holds ``instead(name, tensor)`` in place of each parameter and buffer; those are not copied."""
-    memo: dict[int, Any] = {id(tensor): instead(name, tensor) for name, tensor in named_tensors(model)}
-    return copy.deepcopy(model, memo)
+    return deep_copy(model, {id(tensor): instead(name, tensor) for name, tensor in named_tensors(model)})
+
+
+def deep_copy(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """`copy.deepcopy` that also takes results of a computation, which modules keep for a picture or a loss: without the
+    graph that they are part of."""
+    with WithoutGraph():
+        return copy.deepcopy(value, memo)
+
+
+class WithoutGraph(TorchFunctionMode):
+    """Lets ``copy.deepcopy`` copy tensors that are part of a graph, detached; torch itself refuses them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            x, memo = args
+            if id(x) not in memo:
+                with torch.no_grad():
+                    memo[id(x)] = x.detach().clone()
+            return memo[id(x)]
+        return func(*args, **(kwargs or {}))

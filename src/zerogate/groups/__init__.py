@@ -1,7 +1,7 @@
 """Which channels can be removed, and which only together, found by watching the model run once."""
 
 from zerogate.groups.observed import Axis, Call, Norm, Observations, Repair
-from zerogate.groups.replay import settle
+from zerogate.groups.replay import holders, settle
 from zerogate.groups.structure import KINDS, Group, Structure, build
 from zerogate.groups.watch import Inputs, call, kept_rng, plain_copy, tensors_of, twin_of, watch
 
@@ -17,6 +17,7 @@ __all__ = [
     "Structure",
     "build",
     "call",
+    "holders",
     "kept_rng",
     "plain_copy",
     "settle",

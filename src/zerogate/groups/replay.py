@@ -80,9 +80,10 @@ class Sizes:
 
 
 class _Replay(Tracer):
-    def __init__(self, steps: list[Step], sizes: Sizes, meta: bool) -> None:
-        super().__init__(meta)
-        self.steps, self.sizes, self.at, self.running = steps, sizes, 0, False
+    def __init__(self, seen: Observations, sizes: Sizes) -> None:
+        super().__init__(seen.meta)
+        self.steps, self.sizes, self.at, self.running = seen.steps, sizes, 0, False
+        self.norms = {n.module for n in seen.norms}  # tried alone, numbers and all
         self._even = self.by_tensor()
         """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
 
@@ -115,7 +116,7 @@ class _Replay(Tracer):
             if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
                 raise _Left(f"{step.name} with a number that depends on the size")
         elif step.name not in _SIZED:
-            if step.scalars != scalars_among((args, kwargs)):
+            if step.module not in self.norms and step.scalars != scalars_among((args, kwargs)):
                 raise _Left(f"{step.name} with a number that depends on the size")
         elif step.name in ("slice", "narrow", "select"):
             given = bind(func, args, kwargs)
@@ -260,7 +261,7 @@ def _asked(step: Step) -> list[Demand]:
 
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
     """Runs a smaller model beside the record; where and why it leaves it, or None. ``twin`` is used up."""
-    mode = _Replay(seen.steps, sizes, seen.meta)
+    mode = _Replay(seen, sizes)
     inputs = seen.prepared(inputs, mode)
     try:
         with torch.inference_mode(), mode:
@@ -398,7 +399,7 @@ def _repair(
                 if now == size:
                     continue
                 for path in [*_upwards(step.module), *_inside(modules, step.module)]:
-                    for attribute, entry in _holders(modules.get(path), size):
+                    for attribute, entry in holders(modules.get(path), size):
                         key = path, attribute, entry, now
                         if key not in tried and (path, attribute, entry) not in seen.repairs:
                             tried.add(key)
@@ -446,7 +447,7 @@ def _everywhere(
             # of a list that is given as it is held, all places
             place = entry if repair.entry is not None and repair.entry == asked.entry else repair.entry
             same = key == asked.key and (entry == asked.entry or place == entry)
-            if same and (repair.attribute, place) in _holders(holder, size):
+            if same and (repair.attribute, place) in holders(holder, size):
                 found.setdefault((path, repair.attribute, place), Repair(path, repair.attribute, place, rows))
     return found
 
@@ -461,7 +462,7 @@ def _inside(modules: dict[str, nn.Module], path: str) -> list[str]:
     return [f"{path}.{name}".lstrip(".") for name, _ in modules[path].named_children()]
 
 
-def _holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]]:
+def holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]]:
     """Attributes of a module that hold this number, and the place in them where they are tuples or lists."""
     found: list[tuple[str, int | None]] = []
     for name, value in vars(module).items() if module is not None else ():

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from zerogate.groups.rules import UnknownValue
 from zerogate.groups.rules.op import replaced
 from zerogate.groups.shapes import arguments_of, like, result_of
-from zerogate.tensors import modules_by_name
+from zerogate.tensors import WithoutGraph, modules_by_name
 
 Place = tuple[str, int]
 """File and line of the user's code."""
@@ -46,7 +46,11 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """`copy.deepcopy`, which spends most of its time on the many empty dicts of a module, without these."""
-    memo = {} if memo is None else memo
+    with WithoutGraph():
+        return _quick_copy(module, {} if memo is None else memo)
+
+
+def _quick_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
@@ -62,7 +66,7 @@ def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
         elif of in _HOLDERS and not value:
             own[name] = of()
         elif name == "_modules":
-            own[name] = {n: child if child is None else quick_copy(child, memo) for n, child in value.items()}
+            own[name] = {n: child if child is None else _quick_copy(child, memo) for n, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             own[name] = {n: memo[id(x)] if id(x) in memo else copy.deepcopy(x, memo) for n, x in value.items()}
         else:

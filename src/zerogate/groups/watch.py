@@ -6,7 +6,6 @@ pieces, and whatever the run leaves behind is left in the copy.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import random
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zerogate.attention import Attention, refusal, unnest
@@ -26,7 +26,7 @@ from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair
 from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
 from zerogate.groups.rules.op import replaced
 from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, quick_copy, tensors_among
-from zerogate.tensors import modules_by_name, named_tensors, owner_of
+from zerogate.tensors import deep_copy, modules_by_name, named_tensors, owner_of
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -53,12 +53,12 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A deep copy; raises `WatchError` where the model cannot be copied."""
-    return _copied(model, copy.deepcopy)
+    return _copied(model, deep_copy)
 
 
 def twin_of(model: nn.Module, meta: bool) -> nn.Module:
     """A copy to watch, in evaluation mode: on the meta device or with data; attention that follows its weights' sizes."""
-    twin = _copied(model, meta_copy if meta else copy.deepcopy).train().eval()  # both: some empty caches then
+    twin = _copied(model, meta_copy if meta else deep_copy).train().eval()  # both: some empty caches then
     for name, module in modules_by_name(twin).items():
         if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
             if not name:
@@ -158,6 +158,8 @@ class Watcher(Tracer):
         self._parameters = {name for name, _ in model.named_parameters()}
         self._modules = modules_by_name(model)
         self._arguments: dict[str, tuple[Any, ...]] = {}
+        self._entered: dict[str, int] = {}
+        self._normed: dict[str, set[int]] = {}  # runs of a module in which it has normalised over channels
         self._mixed = self.by_tensor()
         self._constant = self.by_tensor()
         """Results of factories, and what was made of them alone → the labels they have met."""
@@ -257,7 +259,7 @@ class Watcher(Tracer):
         self.seen.labels.unite(labels, held[place])
         if ((labels == 0) & (held[place] != 0)).any():
             half = torch.where(labels == 0, held[place], 0)
-            self.seen.labels.freeze(half, f"{view.name} is used with and without removable channels")
+            self.seen.labels.freeze(half, _NOT_ALWAYS.format(view.name))
         if len(touching) > 1:
             self.seen.boxes.append(
                 Box(
@@ -274,9 +276,7 @@ class Watcher(Tracer):
         else:
             own = self.axis(view.name, touching[0])
             self.seen.labels.unite(own[met], held[met])
-            self.seen.labels.freeze(
-                own[met][held[met] == 0], f"{view.name} is used with and without removable channels"
-            )
+            self.seen.labels.freeze(own[met][held[met] == 0], _NOT_ALWAYS.format(view.name))
 
     def axis(self, name: str, dim: int) -> Tensor:
         """The labels of an axis, new ones where there are none yet."""
@@ -411,8 +411,16 @@ class Watcher(Tracer):
             along(entering, dim)[:, 0],
             self.where("a norm over channels"),
         )
-        if not any(n.module == path and torch.equal(n.labels, site.labels) for n in self.seen.norms):
+        known = next((n for n in self.seen.norms if n.module == path), None)
+        if known is None:
             self.seen.norms.append(site)
+        elif known.labels.shape != site.labels.shape or known.dim != site.dim:
+            return False
+        elif known.labels is not site.labels:  # in a second place: it keeps the same channels in both
+            self.seen.labels.unite(known.labels, site.labels)
+            lopsided = (known.labels == 0) != (site.labels == 0)
+            self.seen.labels.freeze(torch.where(lopsided, known.labels + site.labels, 0), _NOT_ALWAYS.format(path))
+        self._normed.setdefault(path, set()).add(self._entered[path])
         return True
 
     def tell(self, attribute: str, value: int | tuple[int, ...], rows: Tensor) -> None:
@@ -436,6 +444,7 @@ class Watcher(Tracer):
 
     def entered(self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._arguments[module] = args if not kwargs else ()
+        self._entered[module] = self._entered.get(module, 0) + 1
         tensors = tensors_among((args, kwargs))
         self.seen.given[module] = [labels for x in tensors if (labels := self._labels.get(x)) is not None]
 
@@ -519,7 +528,11 @@ class Watcher(Tracer):
             self.seen.boxes.append(Box(label, reason))
 
     def finish(self) -> None:
-        """Labels of results that hold parameters alone, once it is known which of these are sliced."""
+        """Labels of results that hold parameters alone, once it is known which of these are sliced; norms that do not
+        always run over channels."""
+        for norm in self.seen.norms:
+            if len(self._normed[norm.module]) != self._entered[norm.module]:
+                self.seen.labels.freeze(norm.labels, _NOT_ALWAYS.format(norm.module))
         for step in self.seen.steps:
             for i, (shape, found) in enumerate(step.outs):
                 if isinstance(found, list):
@@ -562,13 +575,21 @@ def located(reason: str, module: str, place: tuple[str, int]) -> str:
     return f"{reason}{f' in {module}' if module else ''}{line}"
 
 
+_NOT_ALWAYS = "{} is used with and without removable channels"
+
+
 def _plain(x: Any) -> Any:
     """Arguments without their tensors."""
     return replaced(x, lambda leaf: None if isinstance(leaf, Tensor) else leaf)
 
 
 def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
-    devices = {p.device for p in model.parameters()}
+    devices = {p.device for p in model.parameters() if not p.is_meta}  # else it can be materialised anywhere
+    for name, tensor in named_tensors(model):
+        if is_lazy(tensor):
+            raise WatchError(
+                f"{name} of this {type(model).__name__} has no shape yet; run the model once on the example inputs first"
+            )
     for x in tree_leaves(inputs):
         if isinstance(x, Tensor) and not x.numel():
             raise WatchError(f"the example inputs are empty: {_describe(inputs)}; give at least one example")

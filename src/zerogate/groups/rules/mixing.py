@@ -64,6 +64,8 @@ def _group_norm(op: Op) -> Out:
     vector = op.channels(found, 1)
     if not vector.any():
         return None
+    if op.bound.get("weight") is None:
+        op.watcher.tell("num_channels", len(vector), vector[:, None])
     if groups == 1 and len(vector) > 1:
         found = _over_kept(op, found, set(range(1, found.ndim)), "layer")
     else:

@@ -1,0 +1,82 @@
+"""Which draw of the gates a recomputation belongs to.
+
+Gradient checkpointing runs parts of a forward again during the backward pass, when the model may have run on other
+examples since. Autograd numbers the nodes of its graphs in the order of their making: the node whose backward is under way
+tells which forward it is from.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
+
+from zerogate.errors import ZerogateError
+
+
+@dataclass(eq=False)
+class Draw:
+    """One draw of all gates.
+
+    Attributes:
+        number: of the first node of its graph.
+        z: detached; None where a part of the model was called by itself, which draws at every layer.
+        training: the model's mode.
+        learns: which of the tensors made of it have a gradient.
+        tensors: made of it again.
+    """
+
+    number: int
+    z: Tensor | None
+    training: bool
+    learns: list[bool]
+    tensors: list[Tensor] = field(default_factory=list)
+
+
+class Draws:
+    """All draws whose graphs are alive: a draw is held by its own graph."""
+
+    def __init__(self) -> None:
+        self._alive: list[weakref.ref[Draw]] = []
+        self._frozen: Draw | None = None  # the last one, if nothing learns: it is part of no graph
+
+    def add(self, z: Tensor, tensors: Sequence[Tensor], *, whole: bool, training: bool) -> None:
+        """Notes a draw and the tensors made of it; ``whole``: for a forward of the whole model."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        node: Any = next((x.grad_fn for x in (z, *tensors) if x.grad_fn is not None), None)
+        number = -1 if node is None else node._sequence_nr()
+        draw = Draw(number, z.detach() if whole else None, training, [x.requires_grad for x in tensors])
+        self._alive = [ref for ref in self._alive if ref() is not None]
+        self._frozen = draw if node is None else None
+        if node is not None:
+            node.metadata["zerogate"] = draw
+            self._alive.append(weakref.ref(draw))
+
+    def recomputed(self) -> Draw | None:
+        """The draw of the forward that is being run again, if that is so and it was one of the whole model.
+
+        Raises `ZerogateError` where the gates could not get their gradient.
+        """
+        if torch._C._current_graph_task_id() == -1:
+            return None
+        node: Any = torch._C._current_autograd_node()
+        number = -1 if node is None else node._sequence_nr()
+        draws = (draw for ref in self._alive if (draw := ref()) is not None and draw.number <= number)
+        found = max(draws, key=lambda draw: draw.number, default=self._frozen)
+        if found is None or found.z is None:
+            return None
+        if isinstance(node, CheckpointFunction._backward_cls) and any(found.learns):
+            raise ZerogateError(
+                "gradient checkpointing with use_reentrant=True starts a backward pass of its own, which does not reach the "
+                "gates; pass use_reentrant=False"
+            )
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Draws, ()  # a draw belongs to a graph, which cannot be copied
