@@ -15,6 +15,7 @@ from zerogate.attention import unnest
 from zerogate.carry import carry
 from zerogate.errors import CompactionError
 from zerogate.groups import Inputs, call, kept_rng, tensors_of
+from zerogate.groups.interpreted import Interpreted
 from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
@@ -41,7 +42,7 @@ def compact(
     sparse: Sparsified, optimizer: torch.optim.Optimizer | None = None, ema: nn.Module | None = None
 ) -> nn.Module:
     """See `Sparsified.compact`."""
-    plan = Plan() if sparse.unit == "weight" else make_plan(sparse.model, sparse.structure, sparse.kept())
+    plan = Plan() if sparse.unit == "weight" else make_plan(_whole(sparse), sparse.structure, sparse.kept())
     try:
         error, allowed = _check(sparse, plan, torch.float64), TOLERANCE
     except _NotInThisPrecision:  # some kernels know nothing but float32
@@ -56,17 +57,32 @@ def compact(
             f"the compacted {type(sparse.model).__name__} differs from the gated one by {error:.3g} of its largest output "
             f"(allowed {allowed:g}); it is not handed back. Please report the model"
         )
-    small = apply_plan(_deployed(sparse), plan)
-    description = describe_plan(plan, sparse.model, small) | {"difference": error}
+    small = _cut(sparse, _deployed(sparse), plan)
+    description = describe_plan(plan, sparse.model, small) if sparse.keep_class else {}
+    description |= {"difference": error}
     small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values, for `zerogate.save`
     carry(sparse, plan, small, optimizer, ema)
     return small
 
 
+def _whole(sparse: Sparsified) -> nn.Module:
+    """What a plan applies to: the model, or its graph."""
+    return sparse.model if sparse.keep_class else sparse.graph()
+
+
+def _cut(sparse: Sparsified, model: nn.Module, plan: Plan) -> nn.Module:
+    """What the plan leaves of a copy of the model, which is used up."""
+    if sparse.keep_class:
+        return apply_plan(model, plan)
+    graph = apply_plan(sparse.graph().holding(model), plan)
+    assert isinstance(graph, Interpreted)
+    return graph.plain(type(sparse.model).__name__)
+
+
 def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
     """How far the compacted model is from the gated one, before rounding to the model's own precision."""
     gated = _deployed(sparse, dtype)
-    small = apply_plan(copy.deepcopy(gated), plan)
+    small = _cut(sparse, copy.deepcopy(gated), plan)
     attach_kept(gated, sparse.structure, sparse.kept())
     return _difference(gated, small, sparse.example_inputs, dtype)
 

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from zerogate import compaction, norms
 from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.errors import WatchError, ZerogateError
+from zerogate.exported import exported
 from zerogate.gates import Gate, HardConcrete
 from zerogate.groups import KINDS, Inputs, Structure, build, watch
+from zerogate.groups.interpreted import Interpreted
 from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
 from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
@@ -46,6 +48,7 @@ def sparsify(
     exclude: Sequence[str] | None = None,
     min_channels: int = 1,
     round_to: int = 1,
+    keep_class: bool = True,
 ) -> Sparsified:
     """Attaches gates to a model, in place, and returns the handle that trains, counts and compacts them.
 
@@ -73,9 +76,13 @@ def sparsify(
         min_channels: every group of channels keeps at least so many (all, where it has fewer).
         round_to: the number of channels kept of each group is rounded up to a multiple of this, for widths that hardware
             likes; what is kept beyond the open ones adds nothing to the outputs.
+        keep_class: False to let compaction return a `torch.fx.GraphModule`, made by `torch.export`, in place of a module
+            of the model's class. Channels can then go also where the forward has their number as a literal. The graph
+            computes what the model does in evaluation mode. Units are channels or heads; inputs are not gated.
 
     Raises:
-        WatchError: the model rejects the inputs, cannot be copied, or has nothing to remove.
+        WatchError: the model rejects the inputs, cannot be copied (with ``keep_class=False`` also: exported), or has
+            nothing to remove.
         ZerogateError: the model has gates already, or an argument is out of range.
     """
     if not isinstance(model, nn.Module):
@@ -93,16 +100,22 @@ def sparsify(
         raise ZerogateError(
             'per_example, gate_inputs and include go with unit="channel"; single weights are gated once per forward'
         )
+    if not keep_class and (kinds == {"weight"} or gate_inputs):
+        raise ZerogateError(
+            'keep_class=False goes with unit="channel" or "head" and without gate_inputs: '
+            "single weights change no shape, and inputs are selected by a module in front of a layer"
+        )
     if exclude is None:
         exclude = getattr(model, "dense_by_default", ()) if kinds == {"weight"} else ()
     excluded = _matching(model, exclude, "exclude")
     included = None if include is None else _matching(model, include, "include")
+    graph = None if keep_class else exported(model, example_inputs)
     with _without_collector():
-        seen = watch(model, example_inputs, label_inputs=gate_inputs)
+        seen = watch(model if graph is None else graph, example_inputs, label_inputs=gate_inputs)
         if kinds == {"weight"}:
             structure = replace(build(seen, excluded), norms=())
         else:
-            structure = removable(model, example_inputs, seen, excluded, included, kinds)
+            structure = removable(model, example_inputs, seen, excluded, included, kinds, graph)
     return Sparsified(
         model,
         example_inputs,
@@ -114,6 +127,7 @@ def sparsify(
         excluded=excluded,
         min_channels=min_channels,
         round_to=round_to,
+        graph=graph,
     )
 
 
@@ -146,8 +160,11 @@ class Sparsified(nn.Module):
         excluded: frozenset[str],
         min_channels: int,
         round_to: int,
+        graph: Interpreted | None = None,
     ) -> None:
         super().__init__()
+        self.keep_class = graph is None
+        self.__dict__["_graph"] = graph
         self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
         self.example_inputs = example_inputs
         self.structure = structure
@@ -251,6 +268,15 @@ class Sparsified(nn.Module):
         optimizer or average that does not fit; then nothing has been changed.
         """
         return compaction.compact(self, optimizer, ema)
+
+    def graph(self) -> Interpreted:
+        """The model as a graph, with its tensors: what compaction cuts where it does not keep the class."""
+        graph: Interpreted | None = self.__dict__["_graph"]
+        now = {(p.device, p.dtype) for p in self.model.parameters()}
+        if graph is None or {(p.device, p.dtype) for p in graph.parameters()} != now:
+            with self.detached() as model:
+                graph = self.__dict__["_graph"] = exported(model, self.example_inputs)
+        return graph
 
     def difference(self, small: nn.Module) -> float:
         """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode.
@@ -373,7 +399,8 @@ class Sparsified(nn.Module):
         return self.per_example and self.model.training
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_drawn": None, "_inside": False}  # a draw belongs to a graph, which cannot be copied
+        # a draw belongs to a graph of autograd, which cannot be copied; one of fx cannot be pickled, and is made again
+        return self.__dict__ | {"_drawn": None, "_inside": False, "_graph": None}
 
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerogate.groups import Norm, Structure
+from zerogate.groups import Norm, Repair, Structure
+from zerogate.groups.interpreted import ARGUMENTS, Interpreted
 from zerogate.plans import apply_plan, make_plan
+from zerogate.tensors import named_tensors
 
 
 @dataclass
@@ -100,20 +102,23 @@ class _Constant:
         return self.value
 
 
-def understood(model: nn.Module, structure: Structure) -> Iterator[tuple[Norm, Norm | None]]:
-    """Every norm with the way to take it over kept channels, found by trying; None where no way is exact."""
+def understood(
+    model: nn.Module, structure: Structure, graph: Interpreted | None = None
+) -> Iterator[tuple[Norm, Norm | None]]:
+    """Every norm with the way to take it over kept channels, found by trying; None where no way is exact. Where there is
+    a graph, it is what will be cut, and not the norm itself."""
     known: dict[Any, Norm | None] = {}
     for norm in structure.norms:
         module = model.get_submodule(norm.module)
         tensors = [(k, tuple(v.shape)) for k, v in module.state_dict().items()]
         key = type(module), norm.dim, norm.shape, str(tensors), repr(module)
-        if key not in known:
-            known[key] = _try_ways(module, norm, structure)
+        if graph is not None or key not in known:
+            known[key] = _try_ways(module, norm, structure, graph)
         found = known[key]
         yield norm, None if found is None else replace(norm, centred=found.centred, over=found.over)
 
 
-def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | None:
+def _try_ways(module: nn.Module, norm: Norm, structure: Structure, graph: Interpreted | None) -> Norm | None:
     shape = [min(n, 3) for n in norm.shape]
     shape[norm.dim] = len(norm.labels)
     rest = tuple(range(1 - len(shape), 0))
@@ -126,17 +131,22 @@ def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | Non
     if w.all() or not w.any():
         return None
     dense = _double(module)
-    inside = f"{norm.module}."
+    whole = dense if graph is None else graph.part(norm.module, copy.deepcopy(dense))
+    if whole is None:
+        return None
+    whole.double()
+    inside, held = f"{norm.module}.", dict(named_tensors(whole))
+    names = {n: n.removeprefix(inside) for n, _ in structure.axes if n.startswith(inside) or n in held}
     local = Structure(
-        {(n.removeprefix(inside), d): u for (n, d), u in structure.axes.items() if n.startswith(inside)},
+        {(names[n], d): u for (n, d), u in structure.axes.items() if n in names},
         structure.groups,
         (),
         frozenset(),
         {},
-        repairs=tuple(replace(r, module="") for r in structure.repairs if r.module == norm.module),
+        repairs=tuple(_repairs_within(structure, norm, whole)),
     )
     try:
-        small = apply_plan(copy.deepcopy(dense), make_plan(dense, local, kept))
+        small = apply_plan(copy.deepcopy(whole), make_plan(whole, local, kept))
         chosen = w.nonzero().flatten()
         with torch.no_grad():
             wanted = small(x.index_select(norm.dim, chosen))
@@ -151,6 +161,14 @@ def _try_ways(module: nn.Module, norm: Norm, structure: Structure) -> Norm | Non
     except Exception:  # whatever the module does with an input of this size, it is not a norm that can be followed
         return None
     return None
+
+
+def _repairs_within(structure: Structure, norm: Norm, whole: nn.Module) -> Iterator[Repair]:
+    for repair in structure.repairs:
+        if repair.module == norm.module:
+            yield replace(repair, module="")
+        elif isinstance(whole, Interpreted) and repair.attribute in vars(whole.get_submodule(ARGUMENTS)):
+            yield repair
 
 
 def _double(module: nn.Module) -> nn.Module:

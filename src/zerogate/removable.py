@@ -6,7 +6,18 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from zerogate.groups import KINDS, Inputs, Observations, Structure, build, kept_rng, settle, twin_of
+from zerogate.groups import (
+    KINDS,
+    Inputs,
+    Observations,
+    Structure,
+    build,
+    follow_written_sizes,
+    kept_rng,
+    settle,
+    twin_of,
+)
+from zerogate.groups.interpreted import Interpreted
 from zerogate.norms import understood
 from zerogate.plans import apply_plan, make_plan
 
@@ -18,8 +29,9 @@ def removable(
     exclude: Collection[str] = (),
     include: Collection[str] | None = None,
     kinds: Collection[str] = KINDS,
+    graph: Interpreted | None = None,
 ) -> Structure:
-    """The structure of all units that the model's own forward can do without.
+    """The structure of all units that the model's own forward, or that of its graph, can do without.
 
     Sizes written into a forward (a reshape, a split at fixed places) leave no trace in the labels. So a copy is closed at
     random, compacted, and run beside the record of the whole one; see `groups.replay`.
@@ -32,17 +44,20 @@ def removable(
         return apply_plan(twin, make_plan(twin, structure, kept))
 
     with kept_rng(model):
+        if graph is not None:
+            follow_written_sizes(graph, seen)
         structure = make()
         if structure.norms:
-            _settle_norms(model, seen, structure)
+            _settle_norms(model, seen, structure, graph)
             structure = make()
-        structure = settle(twin_of(model, seen.meta), inputs, seen, structure, make, cut)
+        twin = twin_of(model if graph is None else graph, seen.meta)
+        structure = settle(twin, inputs, seen, structure, make, cut)
     return structure
 
 
-def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) -> None:
+def _settle_norms(model: nn.Module, seen: Observations, structure: Structure, graph: Interpreted | None) -> None:
     """Freezes the channels under norms that cannot be taken over the kept ones."""
-    ways = {norm.module: way for norm, way in understood(model, structure)}
+    ways = {norm.module: way for norm, way in understood(model, structure, graph)}
     found = []
     for norm in seen.norms:
         if norm.module in ways:

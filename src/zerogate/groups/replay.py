@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import first_line
+from zerogate.groups.interpreted import Interpreted, written_sizes
 from zerogate.groups.labels import labels_in, narrow_constant
 from zerogate.groups.observed import Observations, Repair, Step
 from zerogate.groups.rules import CUTS, MOVES
@@ -161,42 +162,53 @@ def _rows(labels: Tensor | None, dim: int) -> Tensor | None:
 
 def _demands(step: Step) -> list[tuple[int, Tensor]]:
     """Sizes that the op was given → the rows of labels they count."""
-    bound, found = step.bound(), list[tuple[int, Tensor]]()
+    return [(size, rows) for _, _, size, rows in _located_demands(step)]
+
+
+def _located_demands(step: Step) -> list[tuple[str, int | None, int, Tensor]]:
+    """The same, each with the argument and, where that is a list, the place in it."""
+    bound, found = step.bound(), list[tuple[str, int | None, int, Tensor]]()
     outs = [labels for _, labels in step.outs]
     out = outs[0] if outs else None
 
-    def ask(size: Any, labels: Any, dim: int, stop: int | None = None) -> None:
+    def ask(key: str, entry: int | None, size: Any, labels: Any, dim: int, stop: int | None = None) -> None:
         for each in tensors_among(labels):
             rows = _rows(each, dim)
             if rows is not None and isinstance(size, int) and size > 0:
-                found.append((size, rows[:stop]))
+                found.append((key, entry, size, rows[:stop]))
 
     for key in ("size", "shape"):
         value = bound.get(key)
         if isinstance(value, (list, tuple)) and out is not None and step.name in MOVES:
             for i, n in enumerate(value):
-                ask(n, out, i - len(value))
+                ask(key, i, n, out, i - len(value))
     if step.name == "unflatten" and out is not None:
         dim = bound["dim"] % (len(step.outs[0][0]) - len(bound["sizes"]) + 1)
         for i, n in enumerate(bound["sizes"]):
-            ask(n, out, dim + i)
+            ask("sizes", i, n, out, dim + i)
     if step.name in CUTS and step.entering:
         dim = bound.get("dim", 0)
         for key in ("split_size", "split_sizes", "length"):
             value = bound.get(key)
             for i, n in enumerate(value if isinstance(value, (list, tuple)) else [value]):
-                ask(n, outs[i], dim)
+                ask(key, i if isinstance(value, (list, tuple)) else None, n, outs[i], dim)
         for key in ("start", "end"):
-            ask(bound.get(key), step.entering[0], dim, bound.get(key))
+            ask(key, None, bound.get(key), step.entering[0], dim, bound.get(key))
     if "normalized_shape" in bound:
         for i, n in enumerate(bound["normalized_shape"]):
-            ask(n, out, i - len(bound["normalized_shape"]))
-    groups = bound.get("groups", bound.get("num_groups", bound.get("group", 1)))
+            ask("normalized_shape", i, n, out, i - len(bound["normalized_shape"]))
+    key = next((k for k in ("groups", "num_groups", "group") if k in bound), "")
+    groups = bound.get(key, 1)
     if groups > 1 and step.entering:
         rows = _rows(out if isinstance(out, Tensor) else step.entering[0], 1)
         if rows is not None and len(rows) % groups == 0:
-            found.append((groups, rows.reshape(groups, -1)))
+            found.append((key, None, groups, rows.reshape(groups, -1)))
     return found
+
+
+def follow_written_sizes(model: Interpreted, seen: Observations) -> None:
+    """Says which sizes of an exported graph follow from what is kept: all that its nodes were given."""
+    seen.repairs |= written_sizes(model, seen.steps, _located_demands)
 
 
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:

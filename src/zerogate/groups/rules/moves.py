@@ -73,6 +73,8 @@ def _cut(op: Op) -> Out:
         op.mix(before, {dim})
         return moved
     pieces = moved if isinstance(moved, list) else [moved]
+    if op.watcher.rewritten and op.name in ("slice", "split_with_sizes") and op.bound.get("step", 1) == 1:
+        return moved
     lengths = {x.shape[dim] for x in pieces if x is not None}
     step, start = op.bound.get("step", 1), op.bound.get("start", 0) or 0
     if step == 1 and lengths == {size}:

@@ -1,0 +1,359 @@
+"""`keep_class=False`: the model as a graph of torch.export, in which every size is a number that can be set.
+
+A size that a forward has as a literal cannot be corrected in the user's class. In the exported graph it can: each node's
+integers stand beside the node. The graph is watched in place of the model, under the model's names, and cut; gates and
+training stay on the model.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from zerogate.errors import WatchError, first_line
+from zerogate.groups import Inputs, kept_rng, shared_twin
+from zerogate.groups.interpreted import Interpreted, Place, Program
+from zerogate.groups.trace import is_internal
+from zerogate.tensors import named_tensors, tied_names
+
+_LARGE = 1 << 20  # entries up to which a constant is held as a tensor
+
+
+def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
+    """The model in evaluation mode as a graph, on its own tensors.
+
+    Batch sizes stay free, and so do lengths of inputs of up to three dimensions, wherever the forward allows it and the
+    example does not say 1, which torch.export takes as fixed. If it allows none, or sets conditions that cannot be
+    checked in the graph, all are fixed. The graph raises AssertionError for inputs that it does not hold for.
+
+    Raises `WatchError` where torch.export cannot export the model.
+    """
+    failure: Exception | None = None
+    for free in (True, False):
+        twin = shared_twin(model)
+        alone = _calls(twin)
+        try:
+            with kept_rng(model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph_module, constants = _export(twin, inputs, free)
+                return _Rewriting(model, graph_module, constants, alone).result()
+        except Exception as error:
+            failure = failure or error
+    assert failure is not None
+    raise WatchError(
+        f"{type(model).__name__} cannot be exported by torch.export ({type(failure).__name__}: {first_line(failure)}); "
+        "leave keep_class=True, or make torch.export.export(model, …) work first"
+    ) from failure
+
+
+def _export(model: nn.Module, inputs: Inputs, free: bool) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    args = () if kwargs else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+    def sizes(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return None
+        # sizes of images stay as they are: what windows and strides make of free ones takes torch.export minutes
+        return {d: torch.export.Dim.AUTO for d in range(x.ndim if x.ndim < 4 else 1)}
+
+    shapes = tree_map(sizes, kwargs if kwargs else args) if free else None
+    with torch.no_grad():
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    if free and not hasattr(module, "_guards_fn"):
+        raise ValueError("this torch does not check the conditions under which sizes are free")
+    return module, {n: x for n, x in program.constants.items() if isinstance(x, Tensor)}
+
+
+def _calls(model: nn.Module) -> dict[str, bool]:
+    """Module → whether every call so far gave it one tensor, by position, and nothing else; filled as the model runs."""
+    found: dict[str, bool] = {}
+    for name, module in model.named_modules():
+
+        def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+            found[name] = alone and found.get(name, True)
+
+        module.register_forward_pre_hook(note, with_kwargs=True)
+    return found
+
+
+class _Rewriting:
+    """Makes an `Interpreted` of what `ExportedProgram.module` returns.
+
+    Checks of the inputs become nodes; checks of types and devices go, so that the graph can be moved and cast. Cuts into
+    equal pieces state each piece, cuts from the end their place from the start. Uniform tensors that the forward makes
+    become constants that are sliced as parameters are. Sizes that depend on the inputs' are taken from the inputs, times
+    a number of their own where channels are folded into them.
+    """
+
+    def __init__(
+        self, model: nn.Module, module: fx.GraphModule, constants: dict[str, Tensor], alone: dict[str, bool]
+    ) -> None:
+        self.model, self.module, self.alone = model, module, alone
+        self.constants: dict[str, Tensor] = {}
+        self.exported_constants = constants
+        self.graph = fx.Graph()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.sizes: dict[Any, fx.Node] = {}
+        """Expression of input sizes → the node that computes it."""
+        self.names = {id(x): name for name, x in named_tensors(model)}
+        self.modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        self.held: dict[str, fx.Node] = {}
+        self.parts: dict[fx.Node, list[fx.Node]] = {}
+        """Calls of a part of the graph → its results."""
+        self.meta: dict[str, Any] = {}
+
+    def result(self) -> Interpreted:
+        old = self.module.graph
+        for names in tied_names(self.model).values():
+            for name in names:
+                self.held[name] = self._attribute(name)
+        for node in old.nodes:
+            if node.op == "get_attr":
+                held = _held(self.module, str(node.target))
+                if isinstance(held, Tensor):
+                    self.new[node] = self._tensor(node, held)
+            elif node.op == "placeholder":
+                self.new[node] = self.graph.node_copy(node)
+        for node in old.find_nodes(op="placeholder"):
+            self._free_sizes(node)
+        self._copy(old)
+        self.graph.set_codegen(old._codegen)
+        self.graph.lint()
+        places, spans = self._places()
+        program = Program(self.graph, places, spans)
+        return Interpreted(program, self.model, self.constants)
+
+    def _make(self, target: Any, *args: Any) -> fx.Node:
+        made = self.graph.call_function(target, args)
+        made.meta = dict(self.meta)
+        return made
+
+    def _copy(self, old: fx.Graph) -> None:
+        for node in old.nodes:
+            self.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+            if node.op == "call_module" and node.target == "_guards_fn":
+                self._checks(self.module._guards_fn, [self.new[n] for n in node.args])  # type: ignore[union-attr, index]
+            elif node.op in ("call_function", "call_method"):
+                if node.target is not torch.ops.aten._assert_tensor_metadata.default:
+                    self.new[node] = self._call(node)
+            elif node.op == "output" and old is self.module.graph:
+                self.graph.node_copy(node, self.new.__getitem__)
+            elif node.op == "call_module":
+                raise ValueError(f"the exported graph calls a module, {node.target}")
+
+    # tensors
+
+    def _attribute(self, name: str) -> fx.Node:
+        return self.graph.create_node("get_attr", name, (), {})
+
+    def _tensor(self, node: fx.Node, held: Tensor) -> fx.Node:
+        name = self.names.get(id(held), str(node.target))
+        if name not in self.held:
+            self.constants[name] = held.detach()
+            self.held[name] = self._attribute(name)
+        return self.held[name]
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        """A copy of a constant, which the graph may write into."""
+        name = f"constant_{sum(n.startswith('constant_') for n in self.constants)}"
+        while name in dict(self.model.named_buffers()) or name in self.modules:
+            name += "_"
+        self.constants[name] = value
+        return self._make(torch.ops.aten.clone.default, self._attribute(name))
+
+    # sizes
+
+    def _free_sizes(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            expression = _expression(size)
+            if expression is not None and expression.is_Symbol and expression not in self.sizes:
+                self.sizes[expression] = self._make(torch.ops.aten.sym_size.int, self.new[node], dim)
+
+    def _size(self, node: fx.Node) -> fx.Node:
+        """A size as a function of the inputs' sizes; times a number of its own, if it has a factor."""
+        expression = _expression(node.meta.get("val"))
+        if expression is None:
+            return self.new[node]
+        factor, rest = expression.as_coeff_Mul()
+        made = self._computed(rest)
+        if made is None or not factor.is_Integer or factor < 1:
+            return self.new[node]
+        return made if factor == 1 else self._make(operator.mul, made, int(factor))
+
+    def _computed(self, expression: Any) -> fx.Node | None:
+        if expression in self.sizes:
+            return self.sizes[expression]
+        function = operator.add if expression.is_Add else operator.mul if expression.is_Mul else None
+        if function is None:
+            return None
+        parts = [int(e) if e.is_Integer else self._computed(e) for e in expression.args]
+        if any(part is None for part in parts):
+            return None
+        made = parts[0]
+        for part in parts[1:]:
+            made = self._make(function, made, part)
+        self.sizes[expression] = made
+        return made
+
+    def _checks(self, guards: nn.Module, inputs: list[fx.Node]) -> None:
+        tracer = fx.proxy.GraphAppendingTracer(self.graph)
+        guards.forward(*(fx.Proxy(node, tracer) for node in inputs))
+
+    # ops
+
+    def _call(self, node: fx.Node) -> fx.Node:
+        target = node.target
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return self._inlined(node)
+        if target is operator.getitem and node.args[0] in self.parts:
+            return self.parts[node.args[0]][node.args[1]]  # type: ignore[index]
+        if not isinstance(target, torch._ops.OpOverload):
+            made = self.graph.node_copy(node, self.new.__getitem__)
+            expression = _expression(node.meta.get("val"))
+            if expression is not None:
+                self.sizes.setdefault(expression, made)
+            return made
+        made = self._made(node) if not node.all_input_nodes or self._only_sizes(node) else None
+        if made is None:
+            made = self._cut(node)
+        if made is None:
+            is_size = target is torch.ops.aten.sym_size.int
+            made = self.graph.node_copy(node, self.new.__getitem__ if is_size else self._operand)
+            if is_size and (expression := _expression(node.meta.get("val"))) is not None:
+                self.sizes.setdefault(expression, made)
+        return made
+
+    def _operand(self, node: fx.Node) -> fx.Node:
+        return self._size(node) if _expression(node.meta.get("val")) is not None else self.new[node]
+
+    def _only_sizes(self, node: fx.Node) -> bool:
+        return all(_expression(n.meta.get("val")) is not None for n in node.all_input_nodes)
+
+    def _made(self, node: fx.Node) -> fx.Node | None:
+        """A constant in place of a floating-point tensor that the forward makes of sizes alone; None for all else."""
+        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
+            return None
+        fixed = [n if isinstance(n, int) else 1 for n in value.shape]
+        if not any(n > 1 for n in fixed) or len(fixed) == 0 or torch.Size(fixed).numel() > _LARGE:
+            return None
+        if name == "arange":
+            bounds = [x for x in node.args if not isinstance(x, fx.Node)]
+            if len(bounds) < len(node.args) or any(x != int(x) for x in bounds):  # type: ignore[arg-type, call-overload]
+                return None
+            return self._constant(torch.arange(*bounds, dtype=value.dtype, device=value.device))  # type: ignore[arg-type]
+        fill = {"zeros": 0, "ones": 1}.get(name, node.args[1] if name == "full" else None)
+        if not isinstance(fill, (int, float)):
+            return None
+        made = self._constant(torch.full(fixed, fill, dtype=value.dtype, device=value.device))
+        if len(node.all_input_nodes):
+            sizes = [self._size(n) if isinstance(n, fx.Node) else -1 for n in node.args[0]]  # type: ignore[union-attr]
+            made = self._make(torch.ops.aten.expand.default, made, sizes)
+            made = self._make(torch.ops.aten.clone.default, made)
+        return made
+
+    def _cut(self, node: fx.Node) -> fx.Node | None:
+        """Cuts among places whose number is fixed, with every size counted from the start."""
+        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+        if name not in ("split", "chunk", "slice", "narrow", "unsafe_split", "unsafe_chunk"):
+            return None
+        given = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
+        given |= dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs  # type: ignore[union-attr]
+        x = given["self"].meta["val"]
+        dim = given["dim"] % x.ndim
+        size = x.shape[dim]
+        if not isinstance(size, int):
+            return None
+        ops, whole = torch.ops.aten, self.new[given["self"]]
+        if name in ("split", "chunk", "unsafe_split", "unsafe_chunk"):
+            pieces = [int(part.shape[dim]) for part in node.meta["val"]]
+            return self._make(ops.split_with_sizes.default, whole, pieces, dim)
+        if name == "narrow":
+            start, length = given["start"], given["length"]
+            if not isinstance(start, int) or not isinstance(length, int):
+                return None
+            start = start % size if size else 0
+            bounds, step = (start, start + length), 1
+        else:
+            bounds, step = (given["start"], given["end"]), given["step"]
+            if any(not isinstance(n, int) and n is not None for n in (*bounds, step)):
+                return None
+            start, stop, _ = slice(*bounds).indices(size)
+            bounds = start, max(start, stop)
+        return self._make(ops.slice.Tensor, whole, dim, *bounds, step)
+
+    def _inlined(self, node: fx.Node) -> fx.Node:
+        """Regions without gradients or autocast, in line: evaluation needs no word on either."""
+        part = next((i for i, x in enumerate(node.args) if isinstance(x, fx.Node) and x.op == "get_attr"), None)
+        name = str(node.target)
+        plain = name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and node.args[2] is False)
+        if part is None or not plain:
+            raise ValueError(f"the exported graph holds {name}")
+        inner = _held(self.module, str(node.args[part].target)).graph  # type: ignore[union-attr]
+        for placeholder, given in zip(inner.find_nodes(op="placeholder"), node.args[part + 1 :], strict=True):
+            self.new[placeholder] = self.new[given]  # type: ignore[index]
+        self._copy(inner)
+        results = inner.output_node().args[0]
+        self.parts[node] = [self.new[n] for n in results]  # type: ignore[union-attr, index]
+        return self.parts[node][0]
+
+    # where nodes come from
+
+    def _places(self) -> tuple[dict[fx.Node, Place], dict[str, list[fx.Node]]]:
+        inside: dict[str, dict[fx.Node, None]] = {}
+        stacks: dict[fx.Node, dict[str, str]] = {}
+        for node in self.graph.nodes:
+            held = node.meta.get("nn_module_stack") or {}
+            stacks[node] = {key: str(path) for key, (path, _) in held.items() if path in self.modules}
+            for key in stacks[node]:
+                inside.setdefault(key, {})[node] = None
+        begun: set[str] = set()
+        places: dict[fx.Node, Place] = {}
+        spans: dict[str, list[fx.Node]] = {}
+        for node, stack in stacks.items():
+            if node.op != "call_function":
+                continue
+            place = Place(["", *stack.values()][-1], _line(node))
+            for key, path in stack.items():
+                if key not in begun:
+                    begun.add(key)
+                    given = _given(inside[key])
+                    place.begins[path] = given, self.alone.get(path, False) and len(given) == 1
+                    if place.begins[path][1]:
+                        spans.setdefault(path, list(inside[key]))
+            places[node] = place
+        return places, spans
+
+
+def _given(nodes: dict[fx.Node, None]) -> list[fx.Node]:
+    """Values from outside that nodes work on."""
+    found = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in nodes and n.op != "get_attr")
+    return list(found)
+
+
+def _line(node: fx.Node) -> tuple[str, int]:
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return next(((file, int(n)) for file, n in reversed(frames) if not is_internal(file)), ("", 0))
+
+
+def _expression(size: Any) -> Any:
+    """The expression of a size that depends on the inputs', or None."""
+    return size.node.expr if isinstance(size, torch.SymInt) else None
+
+
+def _held(module: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
