@@ -7,6 +7,7 @@ training stay on the model.
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 import warnings
@@ -14,15 +15,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from zerogate.errors import WatchError, first_line
 from zerogate.groups import Inputs, kept_rng, shared_twin
 from zerogate.groups.interpreted import Interpreted, Place, Program
 from zerogate.groups.trace import is_internal
-from zerogate.tensors import named_tensors, tied_names
+from zerogate.tensors import named_tensors
 
+_COUNTS = {operator.mul, operator.add, operator.sub, operator.floordiv, torch.ops.aten.sym_size.int}
 _LARGE = 1 << 20  # entries up to which a constant is held as a tensor
 
 
@@ -57,15 +59,13 @@ def _export(model: nn.Module, inputs: Inputs, free: bool) -> tuple[fx.GraphModul
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     args = () if kwargs else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
-    def sizes(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return None
-        # sizes of images stay as they are: what windows and strides make of free ones takes torch.export minutes
-        return {d: torch.export.Dim.AUTO for d in range(x.ndim if x.ndim < 4 else 1)}
-
-    shapes = tree_map(sizes, kwargs if kwargs else args) if free else None
+    shapes = torch.export.ShapesCollection()
+    for x in pytree.tree_leaves((args, kwargs)):
+        if isinstance(x, Tensor):
+            # sizes of images stay as they are: what windows and strides make of free ones takes torch.export minutes
+            shapes[x] = {d: torch.export.Dim.AUTO for d in range(x.ndim if x.ndim < 4 else 1)}
     with torch.no_grad():
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes if free else None, strict=False)
     module = program.module()
     assert isinstance(module, fx.GraphModule)
     if free and not hasattr(module, "_guards_fn"):
@@ -114,9 +114,11 @@ class _Rewriting:
 
     def result(self) -> Interpreted:
         old = self.module.graph
-        for names in tied_names(self.model).values():
-            for name in names:
-                self.held[name] = self._attribute(name)
+        for prefix, module in self.model.named_modules(remove_duplicate=False):  # so that all come in the model's order
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is not None:
+                    path = f"{prefix}.{name}" if prefix else name
+                    self.held[path] = self._attribute(path)
         for node in old.nodes:
             if node.op == "get_attr":
                 held = _held(self.module, str(node.target))
@@ -127,7 +129,14 @@ class _Rewriting:
         for node in old.find_nodes(op="placeholder"):
             self._free_sizes(node)
         self._copy(old)
-        self.graph.set_codegen(old._codegen)
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.target in _COUNTS:
+                self.graph.erase_node(node)
+        codegen = copy.copy(old._codegen)
+        if isinstance(codegen, fx.graph._PyTreeCodeGen):
+            info = codegen.pytree_info
+            codegen.pytree_info = info._replace(in_spec=_copyable(info.in_spec), out_spec=_copyable(info.out_spec))
+        self.graph.set_codegen(codegen)
         self.graph.lint()
         places, spans = self._places()
         program = Program(self.graph, places, spans)
@@ -335,6 +344,13 @@ class _Rewriting:
                         spans.setdefault(path, list(inside[key]))
             places[node] = place
         return places, spans
+
+
+def _copyable(spec: Any) -> Any:
+    """The same form, of a kind that torch does not warn of when it is copied."""
+    if spec is None or not hasattr(pytree.LeafSpec, "__deprecated__"):
+        return spec
+    return pytree.TreeSpec(spec.type, spec.context, [_copyable(part) for part in spec.children()])
 
 
 def _given(nodes: dict[fx.Node, None]) -> list[fx.Node]:
