@@ -254,11 +254,11 @@ def test_the_graph_is_an_ordinary_module() -> None:
     sparse = halved(zg.sparsify(model, inputs(2, 5, 3), keep_class=False))
     small, x = sparse.compact(), inputs(4, 6, 7)
     wanted = small(**x)["out"]
-    assert torch.equal(copy.deepcopy(small)(**x)["out"], wanted)
     assert torch.equal(pickle.loads(pickle.dumps(small))(**x)["out"], wanted)
     assert torch.equal(small.train()(**x)["out"], wanted) and torch.equal(small.eval()(**x)["out"], wanted)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # torch 2.13 warns of classes of its own that it copies
+        assert torch.equal(copy.deepcopy(small)(**x)["out"], wanted)
         assert torch.allclose(torch.compile(small, backend="eager")(**x)["out"], wanted)
         file = io.BytesIO()
         torch.export.save(torch.export.export(small, (), x, strict=False), file)

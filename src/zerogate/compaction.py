@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def _cut(sparse: Sparsified, model: nn.Module, plan: Plan) -> nn.Module:
     """What the plan leaves of a copy of the model, which is used up."""
     if sparse.keep_class:
         return apply_plan(model, plan)
-    graph = apply_plan(sparse.graph().holding(model), plan)
+    graph = apply_plan(sparse.graph().holding(model, _InDouble()), plan)
     assert isinstance(graph, Interpreted)
     return graph.plain(type(sparse.model).__name__)
 
@@ -113,7 +114,10 @@ def difference(sparse: Sparsified, small: nn.Module) -> float:
     """See `Sparsified.difference`."""
     gated = _deployed(sparse, torch.float64)
     attach_kept(gated, sparse.structure, sparse.kept())
-    return _difference(gated, copy.deepcopy(small).double(), sparse.example_inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, which copies its own deprecated classes with a graph
+        small = copy.deepcopy(small).double()
+    return _difference(gated, small, sparse.example_inputs)
 
 
 class _InDouble(TorchFunctionMode):

@@ -7,7 +7,7 @@ training stay on the model.
 
 from __future__ import annotations
 
-import copy
+import math
 import operator
 import re
 import warnings
@@ -56,6 +56,12 @@ def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
 
 
 def _export(model: nn.Module, inputs: Inputs, free: bool) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+    copies: dict[int, Tensor] = {}  # not views of others, and the same tensor where it was the same
+
+    def own(x: Any) -> Any:
+        return copies.setdefault(id(x), x.detach().clone()) if isinstance(x, Tensor) else x
+
+    inputs = pytree.tree_map(own, inputs)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     args = () if kwargs else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
@@ -107,7 +113,9 @@ class _Rewriting:
         """Expression of input sizes → the node that computes it."""
         self.names = {id(x): name for name, x in named_tensors(model)}
         self.modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        self.taken = {path.rpartition(".")[2] for path in self.names.values()} | {*model._modules}
         self.held: dict[str, fx.Node] = {}
+        self.made: list[str] = []
         self.parts: dict[fx.Node, list[fx.Node]] = {}
         """Calls of a part of the graph → its results."""
         self.meta: dict[str, Any] = {}
@@ -129,18 +137,15 @@ class _Rewriting:
         for node in old.find_nodes(op="placeholder"):
             self._free_sizes(node)
         self._copy(old)
+        recipe = self._fold()
         for node in reversed(self.graph.nodes):
             if not node.users and node.target in _COUNTS:
                 self.graph.erase_node(node)
-        codegen = copy.copy(old._codegen)
-        if isinstance(codegen, fx.graph._PyTreeCodeGen):
-            info = codegen.pytree_info
-            codegen.pytree_info = info._replace(in_spec=_copyable(info.in_spec), out_spec=_copyable(info.out_spec))
-        self.graph.set_codegen(codegen)
+        self.graph.set_codegen(old._codegen)
         self.graph.lint()
         places, spans = self._places()
-        program = Program(self.graph, places, spans)
-        return Interpreted(program, self.model, self.constants)
+        held = {name: x for name, x in self.constants.items() if name not in self.made}
+        return Interpreted(Program(self.graph, places, spans, held, recipe, self.made), self.model)
 
     def _make(self, target: Any, *args: Any) -> fx.Node:
         made = self.graph.call_function(target, args)
@@ -172,13 +177,64 @@ class _Rewriting:
             self.held[name] = self._attribute(name)
         return self.held[name]
 
-    def _constant(self, value: Tensor) -> fx.Node:
-        """A copy of a constant, which the graph may write into."""
-        name = f"constant_{sum(n.startswith('constant_') for n in self.constants)}"
-        while name in dict(self.model.named_buffers()) or name in self.modules:
-            name += "_"
-        self.constants[name] = value
-        return self._make(torch.ops.aten.clone.default, self._attribute(name))
+    def _name(self) -> str:
+        """A name for one more constant."""
+        number = len(self.constants)
+        while (name := f"constant_{number}") in self.constants or name in self.taken:
+            number += 1
+        return name
+
+    def _fold(self) -> fx.Graph:
+        """Holds floating-point tensors that the forward makes of numbers alone as constants. Returns how they are made."""
+        recipe, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+        results: list[tuple[str, fx.Node]] = []
+        fixed = self._fixed()
+        for node in [*fixed]:
+            users = [user for user in node.users if user not in fixed]
+            value = node.meta.get("val")
+            if not users or not _is_followed(value):
+                continue
+            self.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+            name = self._name()
+            self.constants[name] = torch.empty(0)  # until it is made
+            with self.graph.inserting_before(node):
+                held = self._make(torch.ops.aten.clone.default, self._attribute(name))  # the forward may write into it
+            node.replace_all_uses_with(held, delete_user_cb=lambda user: user not in fixed, propagate_meta=False)
+            results.append((name, node))
+        for node in self.graph.nodes:
+            if node in fixed or (node.op == "get_attr" and any(user in fixed for user in node.users)):
+                copied[node] = recipe.node_copy(node, copied.__getitem__)
+        recipe.output(tuple(copied[node] for _, node in results))
+        recipe.eliminate_dead_code()
+        for node in reversed(fixed):
+            if not node.users:
+                self.graph.erase_node(node)
+        self.made = [name for name, _ in results]
+        return recipe
+
+    def _fixed(self) -> dict[fx.Node, None]:
+        """Nodes whose values depend on no input and no parameter, and are not written into."""
+        fixed: dict[fx.Node, None] = {}
+        written: list[fx.Node] = []
+        for node in self.graph.nodes:
+            if node.op != "call_function":
+                continue
+            known = all(n in fixed or (n.op == "get_attr" and n.target in self.constants) for n in node.all_input_nodes)
+            schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
+            if schema is None:
+                if known and node.target is operator.getitem:
+                    fixed[node] = None
+                continue
+            if schema.is_mutable and node.target is not torch.ops.aten.detach_.default:
+                written += [node, *node.all_input_nodes]
+            if known and torch.Tag.nondeterministic_seeded not in tags:
+                fixed[node] = None
+        while written:
+            node = written.pop()
+            if node in fixed:
+                del fixed[node]
+                written += [*node.all_input_nodes, *node.users]
+        return fixed
 
     # sizes
 
@@ -233,7 +289,7 @@ class _Rewriting:
             if expression is not None:
                 self.sizes.setdefault(expression, made)
             return made
-        made = self._made(node) if not node.all_input_nodes or self._only_sizes(node) else None
+        made = self._made(node)
         if made is None:
             made = self._cut(node)
         if made is None:
@@ -246,29 +302,24 @@ class _Rewriting:
     def _operand(self, node: fx.Node) -> fx.Node:
         return self._size(node) if _expression(node.meta.get("val")) is not None else self.new[node]
 
-    def _only_sizes(self, node: fx.Node) -> bool:
-        return all(_expression(n.meta.get("val")) is not None for n in node.all_input_nodes)
-
     def _made(self, node: fx.Node) -> fx.Node | None:
-        """A constant in place of a floating-point tensor that the forward makes of sizes alone; None for all else."""
+        """A tensor filled with one number, as one of fixed sizes that is expanded along those of the inputs; None for
+        all else."""
         name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
+        place = 1 if name.startswith("new_") else 0
+        name = name.removeprefix("new_")
+        if not _is_followed(value) or name not in ("zeros", "ones", "full") or not isinstance(node.args[place], list):
             return None
-        fixed = [n if isinstance(n, int) else 1 for n in value.shape]
-        if not any(n > 1 for n in fixed) or len(fixed) == 0 or torch.Size(fixed).numel() > _LARGE:
-            return None
-        if name == "arange":
-            bounds = [x for x in node.args if not isinstance(x, fx.Node)]
-            if len(bounds) < len(node.args) or any(x != int(x) for x in bounds):  # type: ignore[arg-type, call-overload]
-                return None
-            return self._constant(torch.arange(*bounds, dtype=value.dtype, device=value.device))  # type: ignore[arg-type]
-        fill = {"zeros": 0, "ones": 1}.get(name, node.args[1] if name == "full" else None)
+        fill = {"zeros": 0, "ones": 1}.get(name, node.args[-1])
         if not isinstance(fill, (int, float)):
             return None
-        made = self._constant(torch.full(fixed, fill, dtype=value.dtype, device=value.device))
-        if len(node.all_input_nodes):
-            sizes = [self._size(n) if isinstance(n, fx.Node) else -1 for n in node.args[0]]  # type: ignore[union-attr]
+        fixed = [n if isinstance(n, int) else 1 for n in value.shape]
+        options = {"dtype": value.dtype, "device": value.device}
+        made = self.graph.call_function(torch.ops.aten.full.default, (fixed, fill), options)
+        made.meta = dict(self.meta) | {"val": value}
+        sizes = [self._size(n) if isinstance(n, fx.Node) else -1 for n in node.args[place]]
+        if any(isinstance(n, fx.Node) for n in sizes):
             made = self._make(torch.ops.aten.expand.default, made, sizes)
             made = self._make(torch.ops.aten.clone.default, made)
         return made
@@ -346,11 +397,12 @@ class _Rewriting:
         return places, spans
 
 
-def _copyable(spec: Any) -> Any:
-    """The same form, of a kind that torch does not warn of when it is copied."""
-    if spec is None or not hasattr(pytree.LeafSpec, "__deprecated__"):
-        return spec
-    return pytree.TreeSpec(spec.type, spec.context, [_copyable(part) for part in spec.children()])
+def _is_followed(value: Any) -> bool:
+    """Whether a tensor can be sliced with channels: of floating point, and of more than one entry."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
+        return False
+    fixed = [n for n in value.shape if isinstance(n, int)]
+    return any(n > 1 for n in fixed) and math.prod(fixed) <= _LARGE
 
 
 def _given(nodes: dict[fx.Node, None]) -> list[fx.Node]:

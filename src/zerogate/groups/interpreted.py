@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zerogate.groups.observed import Repair, Step
-from zerogate.tensors import named_tensors
+from zerogate.tensors import named_tensors, put
 
 ARGUMENTS = "exported graph.arguments"
 """Module that holds the integers; no network's own modules are called so, and none searches it for sizes."""
@@ -47,6 +48,12 @@ class Program:
     places: dict[fx.Node, Place]
     spans: dict[str, list[fx.Node]] = field(default_factory=dict)
     """Module → the nodes of its first call."""
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors that the model holds without having registered them."""
+    recipe: fx.Graph = field(default_factory=fx.Graph)
+    """How other constants are made of these and of numbers."""
+    made: list[str] = field(default_factory=list)
+    """Names of what it makes."""
     last: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     """Node → values that nobody needs after it."""
 
@@ -68,14 +75,14 @@ class Interpreted(nn.Module):
     have no forward of their own. Takes what the model was exported with, in the same form, and returns its tensors flat.
     """
 
-    def __init__(self, program: Program, model: nn.Module, constants: dict[str, Tensor]) -> None:
+    def __init__(self, program: Program, model: nn.Module) -> None:
         super().__init__()
         self._program = program
         self._listener: Any = None
         """A tracer that is told which node runs."""
         memo: dict[int, nn.Module] = {id(model): self}
         _mirror(model, self, memo)
-        for name, tensor in constants.items():
+        for name, tensor in _constants(program, program.constants, nullcontext()).items():
             owner, _, attribute = name.rpartition(".")
             self.get_submodule(owner).register_buffer(attribute, tensor, persistent=False)
         holder, _, inside = ARGUMENTS.partition(".")
@@ -122,18 +129,18 @@ class Interpreted(nn.Module):
         left = iter(held)
         return _walk(node, lambda name, entry, value: next(left))
 
-    def holding(self, model: nn.Module) -> Interpreted:
-        """The same graph with the tensors of another instance of the model, and constants in its precision."""
-        tensors = dict(named_tensors(model))
-        first = next(iter(tensors.values()))
-        memo: dict[int, Any] = {}
-        for name, own in named_tensors(self):
-            held = tensors.get(name)
-            if held is None:
-                was = next(self.parameters()).dtype
-                held = own.to(first.device, first.dtype) if own.dtype == was else own.to(first.device)
-            memo[id(own)] = held
-        return copy.deepcopy(self, memo)
+    def holding(self, model: nn.Module, mode: AbstractContextManager[Any]) -> Interpreted:
+        """The same graph with the tensors of another instance of the model, and constants of its precision, made under
+        ``mode``."""
+        tensors, mine = dict(named_tensors(model)), dict(named_tensors(self))
+        was, now = (next(m.parameters()).dtype for m in (self, model))
+        memo: dict[int, Any] = {id(own): tensors[name] for name, own in mine.items() if name in tensors}
+        twin = copy.deepcopy(self, memo)
+        if was != now:
+            held = {name: x.to(now) if x.dtype == was else x for name, x in self._program.constants.items()}
+            for name, x in _constants(self._program, held, mode).items():
+                put(twin, [name], x)
+        return twin
 
     def part(self, module: str, twin: nn.Module) -> Interpreted | None:
         """What runs inside a module that takes one tensor and returns one, with the tensors of a copy of the module."""
@@ -157,7 +164,7 @@ class Interpreted(nn.Module):
                     values[read] = graph.get_attr(name)
             values[node] = graph.node_copy(node, values.__getitem__)
         graph.output(values[results[0]])
-        return Interpreted(Program(graph, {}), twin, constants)
+        return Interpreted(Program(graph, {}, constants=constants), twin)
 
     def plain(self, name: str) -> fx.GraphModule:
         """A graph module of torch alone, in evaluation mode, that holds these tensors and integers."""
@@ -176,6 +183,21 @@ class Interpreted(nn.Module):
             if transient:
                 module.get_submodule(prefix)._non_persistent_buffers_set |= transient
         return module.eval()
+
+
+def _constants(program: Program, held: dict[str, Tensor], mode: AbstractContextManager[Any]) -> dict[str, Tensor]:
+    """All constants of a program, those that it makes under ``mode``."""
+    values: dict[fx.Node, Any] = {}
+    for node in program.recipe.nodes:
+        if node.op == "get_attr":
+            values[node] = held[str(node.target)]
+        elif node.op == "output":
+            results = fx.node.map_arg(node.args[0], values.__getitem__)
+            return held | dict(zip(program.made, results, strict=True))
+        else:
+            with torch.no_grad(), mode:
+                values[node] = _run(node, *fx.node.map_arg((node.args, node.kwargs), values.__getitem__))
+    return held
 
 
 def _run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

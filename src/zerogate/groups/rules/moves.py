@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from zerogate.errors import first_line
 from zerogate.groups.labels import along, constant, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, UnknownValue, View, rule, words
+from zerogate.groups.rules.pointwise import POINTWISE
 
 MOVES = words("""
     view reshape _unsafe_view view_as reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose t numpy_T
@@ -265,7 +266,7 @@ def follow_views(op: Op) -> list[list[View]] | None:
     outs = op.out if isinstance(op.out, (list, tuple)) else [op.out]
     views = {id(x): op.views(x) for x in op.tensors}
     names = list(dict.fromkeys(v.name for found in views.values() for v in found))
-    if op.name in SAME or (op.func.tags and torch.Tag.pointwise in op.func.tags):
+    if op.name in SAME or op.name in POINTWISE or torch.Tag.pointwise in op.func.tags:
         if len(outs) != 1:
             return None
         shape = outs[0].shape
