@@ -12,7 +12,7 @@ import operator
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -70,8 +70,9 @@ def _export(model: nn.Module, inputs: Inputs, free: bool) -> tuple[fx.GraphModul
         if isinstance(x, Tensor):
             # sizes of images stay as they are: what windows and strides make of free ones takes torch.export minutes
             shapes[x] = {d: torch.export.Dim.AUTO for d in range(x.ndim if x.ndim < 4 else 1)}
+    held = cast(Any, shapes) if free else None  # which torch takes, whatever its annotation says
     with torch.no_grad():
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes if free else None, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=held, strict=False)
     module = program.module()
     assert isinstance(module, fx.GraphModule)
     if free and not hasattr(module, "_guards_fn"):
@@ -156,7 +157,7 @@ class _Rewriting:
         for node in old.nodes:
             self.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
             if node.op == "call_module" and node.target == "_guards_fn":
-                self._checks(self.module._guards_fn, [self.new[n] for n in node.args])  # type: ignore[union-attr, index]
+                self._checks(self.module.get_submodule("_guards_fn"), [self.new[n] for n in node.all_input_nodes])
             elif node.op in ("call_function", "call_method"):
                 if node.target is not torch.ops.aten._assert_tensor_metadata.default:
                     self.new[node] = self._call(node)
@@ -262,7 +263,7 @@ class _Rewriting:
         function = operator.add if expression.is_Add else operator.mul if expression.is_Mul else None
         if function is None:
             return None
-        parts = [int(e) if e.is_Integer else self._computed(e) for e in expression.args]
+        parts: list[Any] = [int(e) if e.is_Integer else self._computed(e) for e in expression.args]
         if any(part is None for part in parts):
             return None
         made = parts[0]
@@ -278,25 +279,26 @@ class _Rewriting:
     # ops
 
     def _call(self, node: fx.Node) -> fx.Node:
-        target = node.target
+        target: Any = node.target
+        args: Any = node.args
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._inlined(node)
-        if target is operator.getitem and node.args[0] in self.parts:
-            return self.parts[node.args[0]][node.args[1]]  # type: ignore[index]
+        if target is operator.getitem and args[0] in self.parts:
+            return self.parts[args[0]][args[1]]
         if not isinstance(target, torch._ops.OpOverload):
             made = self.graph.node_copy(node, self.new.__getitem__)
             expression = _expression(node.meta.get("val"))
             if expression is not None:
                 self.sizes.setdefault(expression, made)
             return made
-        made = self._made(node)
-        if made is None:
-            made = self._cut(node)
-        if made is None:
-            is_size = target is torch.ops.aten.sym_size.int
-            made = self.graph.node_copy(node, self.new.__getitem__ if is_size else self._operand)
-            if is_size and (expression := _expression(node.meta.get("val"))) is not None:
-                self.sizes.setdefault(expression, made)
+        rewritten = self._made(node) or self._cut(node)
+        if rewritten is not None:
+            rewritten.meta["val"] = node.meta.get("val")
+            return rewritten
+        is_size = target is torch.ops.aten.sym_size.int
+        made = self.graph.node_copy(node, self.new.__getitem__ if is_size else self._operand)
+        if is_size and (expression := _expression(node.meta.get("val"))) is not None:
+            self.sizes.setdefault(expression, made)
         return made
 
     def _operand(self, node: fx.Node) -> fx.Node:
@@ -306,19 +308,20 @@ class _Rewriting:
         """A tensor filled with one number, as one of fixed sizes that is expanded along those of the inputs; None for
         all else."""
         name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         place = 1 if name.startswith("new_") else 0
         name = name.removeprefix("new_")
-        if not _is_followed(value) or name not in ("zeros", "ones", "full") or not isinstance(node.args[place], list):
+        args: Any = node.args
+        if not _is_followed(value) or name not in ("zeros", "ones", "full") or not isinstance(args[place], list):
             return None
-        fill = {"zeros": 0, "ones": 1}.get(name, node.args[-1])
+        fill = {"zeros": 0, "ones": 1}.get(name, args[-1])
         if not isinstance(fill, (int, float)):
             return None
         fixed = [n if isinstance(n, int) else 1 for n in value.shape]
         options = {"dtype": value.dtype, "device": value.device}
         made = self.graph.call_function(torch.ops.aten.full.default, (fixed, fill), options)
         made.meta = dict(self.meta) | {"val": value}
-        sizes = [self._size(n) if isinstance(n, fx.Node) else -1 for n in node.args[place]]
+        sizes = [self._size(n) if isinstance(n, fx.Node) else -1 for n in args[place]]
         if any(isinstance(n, fx.Node) for n in sizes):
             made = self._make(torch.ops.aten.expand.default, made, sizes)
             made = self._make(torch.ops.aten.clone.default, made)
@@ -329,8 +332,9 @@ class _Rewriting:
         name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
         if name not in ("split", "chunk", "slice", "narrow", "unsafe_split", "unsafe_chunk"):
             return None
-        given = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
-        given |= dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs  # type: ignore[union-attr]
+        arguments = node.target._schema.arguments  # type: ignore[union-attr]
+        given: dict[str, Any] = {a.name: a.default_value for a in arguments if a.has_default_value()}
+        given |= dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
         x = given["self"].meta["val"]
         dim = given["dim"] % x.ndim
         size = x.shape[dim]
@@ -356,17 +360,17 @@ class _Rewriting:
 
     def _inlined(self, node: fx.Node) -> fx.Node:
         """Regions without gradients or autocast, in line: evaluation needs no word on either."""
-        part = next((i for i, x in enumerate(node.args) if isinstance(x, fx.Node) and x.op == "get_attr"), None)
+        args: Any = node.args
+        part = next((i for i, x in enumerate(args) if isinstance(x, fx.Node) and x.op == "get_attr"), None)
         name = str(node.target)
-        plain = name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and node.args[2] is False)
+        plain = name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and args[2] is False)
         if part is None or not plain:
             raise ValueError(f"the exported graph holds {name}")
-        inner = _held(self.module, str(node.args[part].target)).graph  # type: ignore[union-attr]
-        for placeholder, given in zip(inner.find_nodes(op="placeholder"), node.args[part + 1 :], strict=True):
-            self.new[placeholder] = self.new[given]  # type: ignore[index]
+        inner = _held(self.module, str(args[part].target)).graph
+        for placeholder, given in zip(inner.find_nodes(op="placeholder"), args[part + 1 :], strict=True):
+            self.new[placeholder] = self.new[given]
         self._copy(inner)
-        results = inner.output_node().args[0]
-        self.parts[node] = [self.new[n] for n in results]  # type: ignore[union-attr, index]
+        self.parts[node] = [self.new[n] for n in inner.output_node().args[0]]
         return self.parts[node][0]
 
     # where nodes come from

@@ -60,7 +60,9 @@ class Program:
     def __post_init__(self) -> None:
         used = {n: node for node in self.graph.nodes for n in node.all_input_nodes}
         for place in self.places.values():
-            place.begins = {k: (given, all_) for k, (given, all_) in place.begins.items() if all(n in used for n in given)}
+            place.begins = {
+                k: (given, all_) for k, (given, all_) in place.begins.items() if all(n in used for n in given)
+            }
         for value, node in used.items():
             self.last.setdefault(node, []).append(value)
 
@@ -146,7 +148,9 @@ class Interpreted(nn.Module):
         """What runs inside a module that takes one tensor and returns one, with the tensors of a copy of the module."""
         span = self._program.spans.get(module, [])
         inside = set(span)
-        given = dict.fromkeys(n for node in span for n in node.all_input_nodes if n not in inside and n.op != "get_attr")
+        given = dict.fromkeys(
+            n for node in span for n in node.all_input_nodes if n not in inside and n.op != "get_attr"
+        )
         results = [node for node in span if any(user not in inside for user in node.users)]
         if len(given) != 1 or len(results) != 1:
             return None
