@@ -7,11 +7,14 @@ training stay on the model.
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import operator
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from typing import Any, cast
 
 import torch
@@ -42,8 +45,7 @@ def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
         twin = shared_twin(model)
         alone = _calls(twin)
         try:
-            with kept_rng(model), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with kept_rng(model), _quietly():
                 graph_module, constants = _export(twin, inputs, free)
                 return _Rewriting(model, graph_module, constants, alone).result()
         except Exception as error:
@@ -53,6 +55,19 @@ def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
         f"{type(model).__name__} cannot be exported by torch.export ({type(failure).__name__}: {first_line(failure)}); "
         "leave keep_class=True, or make torch.export.export(model, …) work first"
     ) from failure
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings, logs and half-made graphs: whatever fails is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _export(model: nn.Module, inputs: Inputs, free: bool) -> tuple[fx.GraphModule, dict[str, Tensor]]:
@@ -137,6 +152,7 @@ class _Rewriting:
                 self.new[node] = self.graph.node_copy(node)
         for node in old.find_nodes(op="placeholder"):
             self._free_sizes(node)
+            self._fixed_value(node)
         self._copy(old)
         recipe = self._fold()
         for node in reversed(self.graph.nodes):
@@ -245,6 +261,13 @@ class _Rewriting:
             expression = _expression(size)
             if expression is not None and expression.is_Symbol and expression not in self.sizes:
                 self.sizes[expression] = self._make(torch.ops.aten.sym_size.int, self.new[node], dim)
+
+    def _fixed_value(self, node: fx.Node) -> None:
+        """Checks an input that is no tensor: the graph holds for the value it had."""
+        value = node.meta.get("val")
+        if value is None or isinstance(value, (bool, int, float, str)):
+            same = self._make(operator.eq, self.new[node], value)
+            self._make(torch._assert, same, f"{node.name} must be {value!r}, as it was exported with")
 
     def _size(self, node: fx.Node) -> fx.Node:
         """A size as a function of the inputs' sizes; times a number of its own, if it has a factor."""
