@@ -308,6 +308,17 @@ def test_inputs_it_does_not_hold_for() -> None:
             graph(**x)
 
 
+def test_a_torch_that_keeps_no_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those before 2.9: then all sizes are fixed, and checked."""
+    module = torch.export.ExportedProgram.module
+    monkeypatch.setattr(torch.export.ExportedProgram, "module", lambda self: module(self, check_guards=False))
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    small = halved(zg.sparsify(model, torch.randn(4, 3), keep_class=False)).compact()
+    assert small(torch.randn(4, 3)).shape == (4, 2)
+    with pytest.raises(AssertionError, match=r"size 0 of input\w* must be 4"):
+        small(torch.randn(5, 3))
+
+
 def test_an_optimizer_goes_on() -> None:
     model = Several()
     sparse = zg.sparsify(model, inputs(2, 5, 3), keep_class=False)
@@ -381,11 +392,11 @@ def test_constants_of_each_head_go_with_it() -> None:
     assert {g.name: g.units for g in sparse.groups} == {"qkv": 4}
 
 
-def test_another_precision_makes_another_graph() -> None:
+def test_a_model_that_was_cast_since() -> None:
     model = Several()
     sparse = halved(zg.sparsify(model, inputs(2, 5, 3), keep_class=False))
-    sparse.example_inputs = torch.utils._pytree.tree_map(Tensor.double, inputs(2, 5, 3))
-    model.double()
-    small = sparse.compact()
-    x = torch.utils._pytree.tree_map(Tensor.double, inputs(3, 6, 4))
-    assert relative(model.eval()(**x)["out"], small(**x)["out"]) <= 1e-10
+    model.bfloat16()
+    with pytest.raises(zg.ZerogateError, match="exported for float32 on cpu, and the model is bfloat16 on cpu now"):
+        sparse.compact()
+    model.float()
+    assert isinstance(sparse.compact(), fx.GraphModule)

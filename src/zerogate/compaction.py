@@ -58,7 +58,7 @@ def compact(
             f"the compacted {type(sparse.model).__name__} differs from the gated one by {error:.3g} of its largest output "
             f"(allowed {allowed:g}); it is not handed back. Please report the model"
         )
-    small = _cut(sparse, _deployed(sparse), plan)
+    small = _cut(sparse, _deployed(sparse), plan, None)
     description = describe_plan(plan, sparse.model, small) if sparse.keep_class else {}
     description |= {"difference": error}
     small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values, for `zerogate.save`
@@ -71,11 +71,12 @@ def _whole(sparse: Sparsified) -> nn.Module:
     return sparse.model if sparse.keep_class else sparse.graph()
 
 
-def _cut(sparse: Sparsified, model: nn.Module, plan: Plan) -> nn.Module:
+def _cut(sparse: Sparsified, model: nn.Module, plan: Plan, dtype: torch.dtype | None) -> nn.Module:
     """What the plan leaves of a copy of the model, which is used up."""
     if sparse.keep_class:
         return apply_plan(model, plan)
-    graph = apply_plan(sparse.graph().holding(model, _InDouble()), plan)
+    mode = _InDouble() if dtype is torch.float64 else nullcontext()
+    graph = apply_plan(sparse.graph().holding(model, mode), plan)
     assert isinstance(graph, Interpreted)
     return graph.plain(type(sparse.model).__name__)
 
@@ -83,7 +84,7 @@ def _cut(sparse: Sparsified, model: nn.Module, plan: Plan) -> nn.Module:
 def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
     """How far the compacted model is from the gated one, before rounding to the model's own precision."""
     gated = _deployed(sparse, dtype)
-    small = _cut(sparse, copy.deepcopy(gated), plan)
+    small = _cut(sparse, copy.deepcopy(gated), plan, dtype)
     attach_kept(gated, sparse.structure, sparse.kept())
     return _difference(gated, small, sparse.example_inputs, dtype)
 

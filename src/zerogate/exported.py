@@ -128,7 +128,9 @@ class _Rewriting:
         self.sizes: dict[Any, fx.Node] = {}
         """Expression of input sizes → the node that computes it."""
         self.names = {id(x): name for name, x in named_tensors(model)}
-        self.modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        first = {id(module): name for name, module in model.named_modules()}
+        self.modules = {name: first[id(m)] for name, m in model.named_modules(remove_duplicate=False)}
+        """Name of every module → the first of its names."""
         self.taken = {path.rpartition(".")[2] for path in self.names.values()} | {*model._modules}
         self.held: dict[str, fx.Node] = {}
         self.made: list[str] = []
@@ -263,11 +265,16 @@ class _Rewriting:
                 self.sizes[expression] = self._make(torch.ops.aten.sym_size.int, self.new[node], dim)
 
     def _fixed_value(self, node: fx.Node) -> None:
-        """Checks an input that is no tensor: the graph holds for the value it had."""
+        """Checks what the graph takes as fixed of an input: the value of one that is no tensor, and, where torch has no
+        conditions on them, sizes."""
         value = node.meta.get("val")
         if value is None or isinstance(value, (bool, int, float, str)):
             same = self._make(operator.eq, self.new[node], value)
             self._make(torch._assert, same, f"{node.name} must be {value!r}, as it was exported with")
+        elif isinstance(value, Tensor) and "_guards_fn" not in self.module._modules:
+            for dim, size in enumerate(value.shape):
+                same = self._make(operator.eq, self._make(torch.ops.aten.sym_size.int, self.new[node], dim), int(size))
+                self._make(torch._assert, same, f"size {dim} of {node.name} must be {size}, as it was exported with")
 
     def _size(self, node: fx.Node) -> fx.Node:
         """A size as a function of the inputs' sizes; times a number of its own, if it has a factor."""
@@ -403,7 +410,7 @@ class _Rewriting:
         stacks: dict[fx.Node, dict[str, str]] = {}
         for node in self.graph.nodes:
             held = node.meta.get("nn_module_stack") or {}
-            stacks[node] = {key: str(path) for key, (path, _) in held.items() if path in self.modules}
+            stacks[node] = {key: self.modules[path] for key, (path, _) in held.items() if path in self.modules}
             for key in stacks[node]:
                 inside.setdefault(key, {})[node] = None
         begun: set[str] = set()

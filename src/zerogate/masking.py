@@ -165,6 +165,7 @@ class Sparsified(nn.Module):
         super().__init__()
         self.keep_class = graph is None
         self.__dict__["_graph"] = graph
+        self._kept_in = _kept_in(model)
         self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
         self.example_inputs = example_inputs
         self.structure = structure
@@ -270,12 +271,19 @@ class Sparsified(nn.Module):
         return compaction.compact(self, optimizer, ema)
 
     def graph(self) -> Interpreted:
-        """The model as a graph, with its tensors: what compaction cuts where it does not keep the class."""
-        graph: Interpreted | None = self.__dict__["_graph"]
-        now = {(p.device, p.dtype) for p in self.model.parameters()}
-        if graph is None or {(p.device, p.dtype) for p in graph.parameters()} != now:
+        """The model as a graph, with its tensors: what compaction cuts where it does not keep the class.
+
+        Raises `ZerogateError` where the model has been cast or moved since it was exported."""
+        now = _kept_in(self.model)
+        if now != self._kept_in:
+            raise ZerogateError(
+                f"the graph of this {type(self.model).__name__} was exported for {self._kept_in}, and the model is "
+                f"{now} now; cast or move it back for compact(), or call sparsify again"
+            )
+        if self.__dict__["_graph"] is None:  # a copy or what was pickled
             with self.detached() as model:
-                graph = self.__dict__["_graph"] = exported(model, self.example_inputs)
+                self.__dict__["_graph"] = exported(model, self.example_inputs)
+        graph: Interpreted = self.__dict__["_graph"]
         return graph
 
     def difference(self, small: nn.Module) -> float:
@@ -447,6 +455,11 @@ def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozens
         for name in matched:
             found.update(n for n in names if n == name or n.startswith(f"{name}."))
     return frozenset(found)
+
+
+def _kept_in(model: nn.Module) -> str:
+    """Precision and device of a model's parameters."""
+    return ", ".join(sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()}))
 
 
 def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:

@@ -132,16 +132,14 @@ class Interpreted(nn.Module):
         return _walk(node, lambda name, entry, value: next(left))
 
     def holding(self, model: nn.Module, mode: AbstractContextManager[Any]) -> Interpreted:
-        """The same graph with the tensors of another instance of the model, and constants of its precision, made under
-        ``mode``."""
+        """The same graph with the tensors of another instance of the model, and constants made under ``mode``, of that
+        instance's precision."""
         tensors, mine = dict(named_tensors(model)), dict(named_tensors(self))
         was, now = (next(m.parameters()).dtype for m in (self, model))
-        memo: dict[int, Any] = {id(own): tensors[name] for name, own in mine.items() if name in tensors}
-        twin = copy.deepcopy(self, memo)
-        if was != now:
-            held = {name: x.to(now) if x.dtype == was else x for name, x in self._program.constants.items()}
-            for name, x in _constants(self._program, held, mode).items():
-                put(twin, [name], x)
+        twin = copy.deepcopy(self, {id(own): tensors[name] for name, own in mine.items() if name in tensors})
+        held = {name: x.to(now) if x.dtype == was else x for name, x in self._program.constants.items()}
+        for name, x in _constants(self._program, held, mode).items():
+            put(twin, [name], x.to(now) if x.dtype == was else x)
         return twin
 
     def part(self, module: str, twin: nn.Module) -> Interpreted | None:
