@@ -253,7 +253,7 @@ class Sparsified(nn.Module):
 
     def compact(self, *, optimizer: torch.optim.Optimizer | None = None, ema: nn.Module | None = None) -> nn.Module:
         """A new plain module without the closed units: no gates, no masks, the same outputs as the gated model in
-        evaluation mode.
+        evaluation mode. With ``keep_class=False`` a `torch.fx.GraphModule`, which computes these in training mode, too.
 
         The gated model stays as it is. Training mode is that of the model. Before it is returned, the module is
         compared with the gated one in float64 on the example inputs (in its own precision, to 1e-4, where the model has
@@ -266,7 +266,8 @@ class Sparsified(nn.Module):
                 folded and cut by the same plan, in place.
 
         Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, and `ZerogateError` for an
-        optimizer or average that does not fit; then nothing has been changed.
+        optimizer or average that does not fit, and for a graph's model that was cast or moved since; then nothing has
+        been changed.
         """
         return compaction.compact(self, optimizer, ema)
 
