@@ -99,6 +99,11 @@ def carry_average(ema: nn.Module, sparse: Sparsified, plan: Plan, small: nn.Modu
     """
     if not isinstance(ema, nn.Module):
         raise ZerogateError(f"ema is a module such as torch.optim.swa_utils.AveragedModel, got a {type(ema).__name__}")
+    if not sparse.keep_class:
+        raise ZerogateError(
+            "with keep_class=False a moving average cannot become that of the compacted network, which is no module of "
+            "its class; leave out ema, or load the averages into the model before compact()"
+        )
     within = getattr(ema, "module", None)
     network = within if isinstance(within, nn.Module) and "module" not in sparse.model._modules else ema
     kind = type(ema).__name__
@@ -160,8 +165,11 @@ def _cut(sparse: Sparsified, plan: Plan, tensors: dict[str, Tensor]) -> dict[str
     def instead(name: str, tensor: Tensor) -> Tensor:
         return nn.Parameter(tensors[name], requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor
 
-    with sparse.detached() as model:
-        twin = copy_with(model, instead)
+    if sparse.keep_class:
+        with sparse.detached() as model:
+            twin = copy_with(model, instead)
+    else:
+        twin = copy_with(sparse.graph(), instead)
     return {name: p.detach() for name, p in apply_plan(twin, plan).named_parameters()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from zerogate.attention import unnest
 from zerogate.carry import carry
 from zerogate.errors import CompactionError, no_weights
 from zerogate.groups import Inputs, call, kept_rng, tensors_of
+from zerogate.groups.interpreted import Interpreted
 from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
@@ -42,7 +44,7 @@ def compact(
 ) -> nn.Module:
     """See `Sparsified.compact`."""
     _check_data(sparse)
-    plan = Plan() if sparse.unit == "weight" else make_plan(sparse.model, sparse.structure, sparse.kept())
+    plan = Plan() if sparse.unit == "weight" else make_plan(_whole(sparse), sparse.structure, sparse.kept())
     try:
         error, allowed = _check(sparse, plan, torch.float64), TOLERANCE
     except _NotInThisPrecision:  # some kernels know nothing but float32
@@ -57,8 +59,9 @@ def compact(
             f"the compacted {type(sparse.model).__name__} differs from the gated one by {error:.3g} of its largest output "
             f"(allowed {allowed:g}); it is not handed back. Please report the model"
         )
-    small = apply_plan(_deployed(sparse), plan)
-    description = describe_plan(plan, sparse.model, small) | {"difference": error}
+    small = _cut(sparse, _deployed(sparse), plan, None)
+    description = describe_plan(plan, sparse.model, small) if sparse.keep_class else {}
+    description |= {"difference": error}
     small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values, for `zerogate.save`
     carry(sparse, plan, small, optimizer, ema)
     return small
@@ -76,10 +79,25 @@ def _check_data(sparse: Sparsified) -> None:
         )
 
 
+def _whole(sparse: Sparsified) -> nn.Module:
+    """What a plan applies to: the model, or its graph."""
+    return sparse.model if sparse.keep_class else sparse.graph()
+
+
+def _cut(sparse: Sparsified, model: nn.Module, plan: Plan, dtype: torch.dtype | None) -> nn.Module:
+    """What the plan leaves of a copy of the model, which is used up."""
+    if sparse.keep_class:
+        return apply_plan(model, plan)
+    mode = InDouble() if dtype is torch.float64 else nullcontext()
+    graph = apply_plan(sparse.graph().holding(model, mode), plan)
+    assert isinstance(graph, Interpreted)
+    return graph.plain(type(sparse.model).__name__)
+
+
 def _check(sparse: Sparsified, plan: Plan, dtype: torch.dtype | None) -> float:
     """How far the compacted model is from the gated one, before rounding to the model's own precision."""
     gated = _deployed(sparse, dtype)
-    small = apply_plan(deep_copy(gated), plan)
+    small = _cut(sparse, deep_copy(gated), plan, dtype)
     attach_kept(gated, sparse.structure, sparse.kept())
     return _difference(gated, small, sparse.example_inputs, dtype)
 
@@ -111,7 +129,10 @@ def difference(sparse: Sparsified, small: nn.Module) -> float:
     _check_data(sparse)
     gated = _deployed(sparse, torch.float64)
     attach_kept(gated, sparse.structure, sparse.kept())
-    return _difference(gated, deep_copy(small).double(), sparse.example_inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, which copies its own deprecated classes with a graph
+        small = deep_copy(small).double()
+    return _difference(gated, small, sparse.example_inputs)
 
 
 class _NotInThisPrecision(Exception):

@@ -23,8 +23,10 @@ from zerogate import compaction, norms
 from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.draws import Draw, Draws
 from zerogate.errors import WatchError, ZerogateError, no_weights
+from zerogate.exported import exported
 from zerogate.gates import Gate, HardConcrete
 from zerogate.groups import KINDS, Inputs, Structure, build, watch
+from zerogate.groups.interpreted import Interpreted
 from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
 from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
@@ -48,6 +50,7 @@ def sparsify(
     exclude: Sequence[str] | None = None,
     min_channels: int = 1,
     round_to: int = 1,
+    keep_class: bool = True,
 ) -> Sparsified:
     """Attaches gates to a model, in place, and returns the handle that trains, counts and compacts them.
 
@@ -75,9 +78,13 @@ def sparsify(
         min_channels: every group of channels keeps at least so many (all, where it has fewer).
         round_to: the number of channels kept of each group is rounded up to a multiple of this, for widths that hardware
             likes; what is kept beyond the open ones adds nothing to the outputs.
+        keep_class: False to let compaction return a `torch.fx.GraphModule`, made by `torch.export`, in place of a module
+            of the model's class. Channels can then go also where the forward has their number as a literal. The graph
+            computes what the model does in evaluation mode. Units are channels or heads; inputs are not gated.
 
     Raises:
-        WatchError: the model rejects the inputs, cannot be copied, or has nothing to remove.
+        WatchError: the model rejects the inputs, cannot be copied (with ``keep_class=False`` also: exported), or has
+            nothing to remove.
         ZerogateError: the model has gates already, or an argument is out of range.
     """
     if not isinstance(model, nn.Module):
@@ -95,16 +102,22 @@ def sparsify(
         raise ZerogateError(
             'per_example, gate_inputs and include go with unit="channel"; single weights are gated once per forward'
         )
+    if not keep_class and (kinds == {"weight"} or gate_inputs):
+        raise ZerogateError(
+            'keep_class=False goes with unit="channel" or "head" and without gate_inputs: '
+            "single weights change no shape, and inputs are selected by a module in front of a layer"
+        )
     if exclude is None:
         exclude = getattr(model, "dense_by_default", ()) if kinds == {"weight"} else ()
     excluded = _matching(model, exclude, "exclude")
     included = None if include is None else _matching(model, include, "include")
+    graph = None if keep_class else exported(model, example_inputs)
     with _without_collector():
-        seen = watch(model, example_inputs, label_inputs=gate_inputs)
+        seen = watch(model if graph is None else graph, example_inputs, label_inputs=gate_inputs)
         if kinds == {"weight"}:
             structure = replace(build(seen, excluded), norms=())
         else:
-            structure = removable(model, example_inputs, seen, excluded, included, kinds, _step(round_to))
+            structure = removable(model, example_inputs, seen, excluded, included, kinds, _step(round_to), graph)
     return Sparsified(
         model,
         example_inputs,
@@ -116,6 +129,7 @@ def sparsify(
         excluded=excluded,
         min_channels=min_channels,
         round_to=round_to,
+        graph=graph,
     )
 
 
@@ -148,8 +162,12 @@ class Sparsified(nn.Module):
         excluded: frozenset[str],
         min_channels: int,
         round_to: int,
+        graph: Interpreted | None = None,
     ) -> None:
         super().__init__()
+        self.keep_class = graph is None
+        self.__dict__["_graph"] = graph
+        self._kept_in = _kept_in(model)
         self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
         self.example_inputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, example_inputs)
         self.structure = structure
@@ -239,7 +257,7 @@ class Sparsified(nn.Module):
 
     def compact(self, *, optimizer: torch.optim.Optimizer | None = None, ema: nn.Module | None = None) -> nn.Module:
         """A new plain module without the closed units: no gates, no masks, the same outputs as the gated model in
-        evaluation mode.
+        evaluation mode. With ``keep_class=False`` a `torch.fx.GraphModule`, which computes these in training mode, too.
 
         The gated model stays as it is. Training mode is that of the model. Before it is returned, the module is
         compared with the gated one in float64 on the example inputs (in its own precision, to 1e-4, where the model has
@@ -252,10 +270,26 @@ class Sparsified(nn.Module):
                 folded and cut by the same plan, in place.
 
         Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, or where the model or the
-        example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit; then
-        nothing has been changed.
+        example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit, and for
+        a graph's model that was cast or moved since; then nothing has been changed.
         """
         return compaction.compact(self, optimizer, ema)
+
+    def graph(self) -> Interpreted:
+        """The model as a graph, with its tensors: what compaction cuts where it does not keep the class.
+
+        Raises `ZerogateError` where the model has been cast or moved since it was exported."""
+        now = _kept_in(self.model)
+        if now != self._kept_in:
+            raise ZerogateError(
+                f"the graph of this {type(self.model).__name__} was exported for {self._kept_in}, and the model is "
+                f"{now} now; cast or move it back for compact(), or call sparsify again"
+            )
+        if self.__dict__["_graph"] is None:  # a copy or what was pickled
+            with self.detached() as model:
+                self.__dict__["_graph"] = exported(model, self.example_inputs)
+        graph: Interpreted = self.__dict__["_graph"]
+        return graph
 
     def difference(self, small: nn.Module) -> float:
         """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode.
@@ -415,7 +449,9 @@ class Sparsified(nn.Module):
     def _spread(self, z: Tensor, training: bool) -> tuple[list[Tensor], list[Tensor]]:
         """What layers and norms use of gates z, [units] or [examples, units]."""
         if z.ndim == 1:
-            weights: list[Any] = [owner._parameters[name] for owner, name in self._places]  # not getattr: that may find a shadow
+            weights: list[Any] = [
+                owner._parameters[name] for owner, name in self._places
+            ]  # not getattr: that may find a shadow
             drawn = self.masked_weights(z, weights)
         else:
             drawn = list(torch.cat([z, z.new_ones(len(z), 1)], 1)[:, self._index].split(self._lengths, 1))
@@ -467,8 +503,8 @@ class Sparsified(nn.Module):
         return self.per_example and self.model.training
 
     def __getstate__(self) -> dict[str, Any]:
-        # a draw belongs to a graph, which cannot be copied
-        return self.__dict__ | {"_drawn": None, "_statistics": [], "_depth": 0}
+        # a draw belongs to a graph of autograd, which cannot be copied; one of fx cannot be pickled, and is made again
+        return self.__dict__ | {"_drawn": None, "_statistics": [], "_depth": 0, "_graph": None}
 
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
@@ -527,6 +563,11 @@ def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozens
         for name in matched:
             found.update(n for n in names if n == name or n.startswith(f"{name}."))
     return frozenset(found)
+
+
+def _kept_in(model: nn.Module) -> str:
+    """Precision and device of a model's parameters."""
+    return ", ".join(sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()}))
 
 
 def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.groups import Norm, Repair, Structure, holders
+from zerogate.groups.interpreted import ARGUMENTS, Interpreted
 from zerogate.plans import apply_plan, make_plan
 from zerogate.precision import InDouble
-from zerogate.tensors import deep_copy
+from zerogate.tensors import deep_copy, named_tensors
 
 
 @dataclass
@@ -114,19 +115,22 @@ class Way:
     sizes: list[tuple[str, int | None]]
 
 
-def understood(model: nn.Module, structure: Structure) -> Iterator[tuple[Norm, Way | None]]:
-    """Every norm with the way to take it over kept channels, found by trying; None where no way is exact."""
+def understood(
+    model: nn.Module, structure: Structure, graph: Interpreted | None = None
+) -> Iterator[tuple[Norm, Way | None]]:
+    """Every norm with the way to take it over kept channels, found by trying; None where no way is exact. Where there is
+    a graph, it is what will be cut, and not the norm itself."""
     known: dict[Any, Way | None] = {}
     for norm in structure.norms:
         module = model.get_submodule(norm.module)
         tensors = [(k, tuple(v.shape)) for k, v in module.state_dict().items()]
         key = type(module), norm.dim, norm.shape, str(tensors), repr(module)
-        if key not in known:
-            known[key] = _found(module, norm, structure)
+        if graph is not None or key not in known:
+            known[key] = _found(module, norm, structure, graph)
         yield norm, known[key]
 
 
-def _found(module: nn.Module, norm: Norm, structure: Structure) -> Way | None:
+def _found(module: nn.Module, norm: Norm, structure: Structure, graph: Interpreted | None) -> Way | None:
     own = norm.labels[norm.labels >= 0].unique()
     kept = torch.ones(structure.units, dtype=torch.bool)
     kept[own[1::3] if len(own) > 1 else own] = False
@@ -138,21 +142,27 @@ def _found(module: nn.Module, norm: Norm, structure: Structure) -> Way | None:
     x = torch.rand(shape, dtype=torch.float64) + torch.linspace(-1, 1, shape[norm.dim], dtype=torch.float64).view(
         [-1 if i == len(shape) + norm.dim else 1 for i in range(len(shape))]
     )
-    inside = f"{norm.module}."
+    dense = _double(module)
+    whole = dense if graph is None else graph.part(norm.module, deep_copy(dense))
+    if whole is None:
+        return None
+    whole.double()
+    inside, held = f"{norm.module}.", dict(named_tensors(whole))
+    names = {n: n.removeprefix(inside) for n, _ in structure.axes if n.startswith(inside) or n in held}
     local = Structure(
-        {(n.removeprefix(inside), d): u for (n, d), u in structure.axes.items() if n.startswith(inside)},
+        {(names[n], d): u for (n, d), u in structure.axes.items() if n in names},
         structure.groups,
         (),
         frozenset(),
         {},
-        repairs=tuple(replace(r, module="") for r in structure.repairs if r.module == norm.module),
+        repairs=tuple(_repairs_within(structure, norm, whole)),
     )
     followed = {(r.attribute, r.entry) for r in local.repairs}
-    counts = [c for c in holders(module, len(norm.labels)) if c not in followed]
+    counts = [c for c in holders(module, len(norm.labels)) if c not in followed] if graph is None else []
     for sizes in ([], counts, *([c] for c in counts if len(counts) > 1)):
         more = tuple(Repair("", *c, norm.labels[:, None]) for c in sizes)
         try:
-            way = _exact_way(_double(module), norm, replace(local, repairs=local.repairs + more), kept, x, w)
+            way = _exact_way(dense, whole, norm, replace(local, repairs=local.repairs + more), kept, x, w)
         except Exception:  # whatever the module does with an input of this size
             way = None
         if way is not None:
@@ -162,9 +172,11 @@ def _found(module: nn.Module, norm: Norm, structure: Structure) -> Way | None:
     return None
 
 
-def _exact_way(dense: nn.Module, norm: Norm, local: Structure, kept: Tensor, x: Tensor, w: Tensor) -> Way | None:
-    """The way in which the norm with gates gives for x what the cut one gives, if there is one."""
-    small = apply_plan(deep_copy(dense), make_plan(dense, local, kept))
+def _exact_way(
+    dense: nn.Module, whole: nn.Module, norm: Norm, local: Structure, kept: Tensor, x: Tensor, w: Tensor
+) -> Way | None:
+    """The way in which the norm with gates gives for x what ``whole`` gives when it is cut, if there is one."""
+    small = apply_plan(deep_copy(whole), make_plan(whole, local, kept))
     chosen = w.nonzero().flatten()
     rest = tuple(range(1 - x.ndim, 0))
     with torch.no_grad(), InDouble():
@@ -176,6 +188,14 @@ def _exact_way(dense: nn.Module, norm: Norm, local: Structure, kept: Tensor, x: 
             if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
                 return Way(centred, over, outside, [])
     return None
+
+
+def _repairs_within(structure: Structure, norm: Norm, whole: nn.Module) -> Iterator[Repair]:
+    for repair in structure.repairs:
+        if repair.module == norm.module:
+            yield replace(repair, module="")
+        elif isinstance(whole, Interpreted) and repair.attribute in vars(whole.get_submodule(ARGUMENTS)):
+            yield repair
 
 
 def _double(module: nn.Module) -> nn.Module:

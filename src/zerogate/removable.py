@@ -7,7 +7,19 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from zerogate.groups import KINDS, Inputs, Observations, Repair, Structure, build, kept_rng, settle, twin_of
+from zerogate.groups import (
+    KINDS,
+    Inputs,
+    Observations,
+    Repair,
+    Structure,
+    build,
+    follow_written_sizes,
+    kept_rng,
+    settle,
+    twin_of,
+)
+from zerogate.groups.interpreted import Interpreted
 from zerogate.norms import understood
 from zerogate.plans import apply_plan, make_plan
 
@@ -20,8 +32,9 @@ def removable(
     include: Collection[str] | None = None,
     kinds: Collection[str] = KINDS,
     step: int = 1,
+    graph: Interpreted | None = None,
 ) -> Structure:
-    """The structure of all units that the model's own forward can do without.
+    """The structure of all units that the model's own forward, or that of its graph, can do without.
 
     Sizes written into a forward (a reshape, a split at fixed places) leave no trace in the labels. So a copy is closed at
     random, to widths that are multiples of ``step``, compacted, and run beside the record of the whole one; see
@@ -35,18 +48,22 @@ def removable(
         return apply_plan(twin, make_plan(twin, structure, kept))
 
     with kept_rng(model):
+        if graph is not None:
+            follow_written_sizes(graph, seen)
         structure = make()
         if structure.norms:
-            structure = _settle_norms(model, seen, structure) or make()
-        twin = twin_of(model, meta=False) if seen.twin is None else seen.twin
+            structure = _settle_norms(model, seen, structure, graph) or make()
+        twin = twin_of(model if graph is None else graph, meta=False) if seen.twin is None else seen.twin
         structure = settle(twin, inputs, seen, structure, make, cut, step)
     return structure
 
 
-def _settle_norms(model: nn.Module, seen: Observations, structure: Structure) -> Structure | None:
+def _settle_norms(
+    model: nn.Module, seen: Observations, structure: Structure, graph: Interpreted | None
+) -> Structure | None:
     """The structure with the way found for each norm; None where it must be made anew: some channels are frozen, because
     their norm cannot be taken over the kept ones, or attributes follow."""
-    known = [*understood(model, structure)]
+    known = [*understood(model, structure, graph)]
     ways = {norm.module: way for norm, way in known}
     found = []
     for norm in seen.norms:

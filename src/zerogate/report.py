@@ -54,6 +54,8 @@ class Report:
     unit: str
     units: tuple[int, int]
     groups: tuple[GroupRow, ...] = ()
+    keep_class: bool = True
+    """Whether `Sparsified.compact` returns a module of the model's class, or a graph module."""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as values that JSON has: lists, where the attributes are tuples."""
@@ -73,7 +75,8 @@ class Report:
             return f"{left:,} of {dense:,} ({left / max(dense, 1):.1%})"
 
         units = " and ".join(f"{kind}s" for kind in self.unit.split("+"))
-        return f"{units} {share(*self.units)}, parameters {share(*self.params)}, MACs {share(*self.macs)}"
+        end = "" if self.keep_class else "; compact() gives a graph module"
+        return f"{units} {share(*self.units)}, parameters {share(*self.params)}, MACs {share(*self.macs)}{end}"
 
     def __str__(self) -> str:
         cells = self._cells()
@@ -178,6 +181,7 @@ def make_report(sparse: Sparsified) -> Report:
         sparse.unit,
         (int(kept.sum()), len(kept)),
         tuple(groups),
+        sparse.keep_class,
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zerogate.errors import CheckpointError, ZerogateError, first_line
 from zerogate.files import write
@@ -43,6 +43,11 @@ def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
     """
     small = getattr(small, "_orig_mod", small)  # what torch.compile wraps
     plan = getattr(small, "zerogate_plan", None)
+    if isinstance(small, fx.GraphModule) and (not isinstance(plan, dict) or "version" not in plan):
+        raise ZerogateError(
+            "save takes modules of the user's class, not a graph module, which compact() returns with keep_class=False; "
+            "write that with torch.export.save(torch.export.export(small, args), path)"
+        )
     if not isinstance(plan, dict):
         raise ZerogateError(f"save takes what compact() returned, got a {type(small).__name__} without a plan")
     if plan.get("version") != PLAN_VERSION:

@@ -1,9 +1,9 @@
 """Which channels can be removed, and which only together, found by watching the model run once."""
 
 from zerogate.groups.observed import Axis, Call, Norm, Observations, Repair
-from zerogate.groups.replay import holders, settle
+from zerogate.groups.replay import follow_written_sizes, holders, settle
 from zerogate.groups.structure import KINDS, Group, Structure, build
-from zerogate.groups.watch import Inputs, call, kept_rng, plain_copy, tensors_of, twin_of, watch
+from zerogate.groups.watch import Inputs, call, kept_rng, plain_copy, shared_twin, tensors_of, twin_of, watch
 
 __all__ = [
     "KINDS",
@@ -17,10 +17,12 @@ __all__ = [
     "Structure",
     "build",
     "call",
+    "follow_written_sizes",
     "holders",
     "kept_rng",
     "plain_copy",
     "settle",
+    "shared_twin",
     "tensors_of",
     "twin_of",
     "watch",

@@ -106,6 +106,8 @@ class Step:
     outs: list[tuple[tuple[int, ...], Any]]
     """Shape and labels of each result: one tensor, None where nothing of it can be removed, or for a parameter that was
     moved a list with the labels along each of its dimensions."""
+    node: str = ""
+    """Where the model is an exported graph, the name of the node that ran it."""
 
     def bound(self) -> dict[str, Any]:
         return bind(self.func, self.args, self.kwargs)

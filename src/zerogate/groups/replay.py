@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import first_line
+from zerogate.groups.interpreted import Interpreted, written_sizes
 from zerogate.groups.labels import labels_in, narrow_constant
 from zerogate.groups.observed import Observations, Repair, Step, scalars_among
 from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
@@ -257,6 +258,11 @@ def _widths(step: Step) -> list[Demand]:
 def _asked(step: Step) -> list[Demand]:
     """`_demands`, and where an op takes no sizes those of what it made."""
     return _demands(step) + ([] if step.name in (*MOVES, *CUTS) else _widths(step))
+
+
+def follow_written_sizes(model: Interpreted, seen: Observations) -> None:
+    """Says which sizes of an exported graph follow from what is kept: all that its nodes were given."""
+    seen.repairs |= written_sizes(model, seen.steps, _demands)
 
 
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:

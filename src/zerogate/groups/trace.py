@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from zerogate.groups.interpreted import Interpreted
 from zerogate.groups.rules import UnknownValue
 from zerogate.groups.rules.op import replaced
 from zerogate.groups.shapes import arguments_of, like, result_of
@@ -150,6 +151,9 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.meta = meta
         self.stack: list[str] = []
+        self.node = ""
+        self.line: Place | None = None
+        """The node that runs, and its line, where the model is an exported graph."""
         self._values = self.by_tensor()
         self._shapes = self.by_tensor()
         self._stale: dict[int, Any] = {}  # held, so that no other storage takes their place
@@ -160,6 +164,8 @@ class Tracer(TorchDispatchMode):
 
     def follow(self, model: nn.Module) -> None:
         """Keeps `stack`, the names of the modules whose forwards are running, with hooks on the model."""
+        if isinstance(model, Interpreted):
+            model._listener = self
         for prefix, module in modules_by_name(model).items():
             module.register_forward_pre_hook(_Enter(self, prefix), prepend=True, with_kwargs=True)
             module.register_forward_hook(_Leave(self.stack), always_call=True)
@@ -255,12 +261,19 @@ class Tracer(TorchDispatchMode):
 
     def place(self) -> Place:
         """The line of the user's code that is running; none where torch's own modules called each other from the start."""
+        if self.line is not None:
+            return self.line
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL):
             if frame.f_code.co_name == "call":  # what started the run; behind it lies whoever asked for it
                 return "", 0
             frame = frame.f_back  # type: ignore[assignment]
         return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+
+
+def is_internal(file: str) -> bool:
+    """Whether a file is torch's, or this package's."""
+    return file.startswith(_INTERNAL)
 
 
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from zerogate.attention import Attention, refusal, unnest
 from zerogate.errors import WatchError, first_line
+from zerogate.groups.interpreted import Interpreted
 from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
 from zerogate.groups.observed import Axis, Box, Call, Norm, Observations, Repair, Step
 from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, View, follow_views, pointwise
@@ -58,7 +59,16 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def twin_of(model: nn.Module, meta: bool) -> nn.Module:
     """A copy to watch, in evaluation mode: on the meta device or with data; attention that follows its weights' sizes."""
-    twin = _copied(model, meta_copy if meta else deep_copy).train().eval()  # both: some empty caches then
+    return _prepared(_copied(model, meta_copy if meta else deep_copy))
+
+
+def shared_twin(model: nn.Module) -> nn.Module:
+    """The same with the model's own tensors."""
+    return _prepared(_copied(model, lambda m: quick_copy(m, {id(x): x for _, x in named_tensors(m)})))
+
+
+def _prepared(twin: nn.Module) -> nn.Module:
+    twin = twin.train().eval()  # both: some empty caches then
     for name, module in modules_by_name(twin).items():
         if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
             if not name:
@@ -163,6 +173,8 @@ class Watcher(Tracer):
         self._mixed = self.by_tensor()
         self._constant = self.by_tensor()
         """Results of factories, and what was made of them alone → the labels they have met."""
+        self.rewritten = isinstance(model, Interpreted)
+        """Whether every size that an op is given can be set to what is left."""
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
         self._batch = first.shape[0] if first is not None and first.shape[0] else 1
@@ -478,6 +490,7 @@ class Watcher(Tracer):
                 kwargs and {k: _plain(v) for k, v in kwargs.items()},
                 [found for _, found in entering],
                 [(tuple(x.shape), self._labels.get(x, self._views.get(x))) for x in outputs],
+                self.node,
             )
         )
 
@@ -611,4 +624,4 @@ def _describe(inputs: Any) -> str:
     return ", ".join(shown) or f"a {type(inputs).__name__} without tensors"
 
 
-__all__ = ["Inputs", "UnknownValue", "call", "kept_rng", "plain_copy", "tensors_of", "twin_of", "watch"]
+__all__ = ["Inputs", "UnknownValue", "call", "kept_rng", "plain_copy", "shared_twin", "tensors_of", "twin_of", "watch"]

@@ -103,6 +103,8 @@ def _addmm(op: Op) -> Out:
             return found
         op.unite(out, found)
         return squash(either(out, found))
+    if out is not None:
+        meet(op, bias, out)
     return out
 
 

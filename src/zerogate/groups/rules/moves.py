@@ -10,6 +10,7 @@ from torch import Tensor
 from zerogate.errors import first_line
 from zerogate.groups.labels import along, constant, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, UnknownValue, View, replaced, rule, words
+from zerogate.groups.rules.pointwise import POINTWISE
 
 MOVES = words("""
     view reshape _unsafe_view view_as reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose t numpy_T
@@ -87,6 +88,8 @@ def _cut(op: Op) -> Out:
         op.mix(before, {dim})
         return moved
     pieces = moved if isinstance(moved, list) else [moved]
+    if op.watcher.rewritten and op.name in ("slice", "split_with_sizes") and op.bound.get("step", 1) == 1:
+        return moved
     lengths = {x.shape[dim] for x in pieces if x is not None}
     step, start = op.bound.get("step", 1), op.bound.get("start", 0) or 0
     if step == 1 and lengths == {size}:
@@ -277,7 +280,7 @@ def follow_views(op: Op) -> list[list[View]] | None:
     outs = op.out if isinstance(op.out, (list, tuple)) else [op.out]
     views = {id(x): op.views(x) for x in op.tensors}
     names = list(dict.fromkeys(v.name for found in views.values() for v in found))
-    if op.name in SAME or (op.func.tags and torch.Tag.pointwise in op.func.tags):
+    if op.name in SAME or op.name in POINTWISE or torch.Tag.pointwise in op.func.tags:
         if len(outs) != 1:
             return None
         shape = outs[0].shape
