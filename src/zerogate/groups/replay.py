@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zerogate.errors import first_line
-from zerogate.groups.labels import labels_in, narrow_constant
+from zerogate.groups.labels import labels_in, narrow_constant, squash, varying_dims
 from zerogate.groups.observed import Observations, Repair, Step
 from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
 from zerogate.groups.structure import Structure, repairs_of
@@ -474,13 +474,16 @@ def _tie(
     ``B, N, C = x.shape; … .reshape(B, N, C)``: a module that gives its result the width of its input goes on working if
     both always lose the same places.
     """
-    if stop.step >= len(seen.steps) or (seen.steps[stop.step].place, "tie") in seen.hopeless:
+    if stop.step >= len(seen.steps):
         return None
     step = seen.steps[stop.step]
+    widths = f"tie {_wide(step)}"
+    if (step.place, widths) in seen.hopeless:
+        return None
     state, repairs = seen.labels.state(), dict(seen.repairs)
     changes = seen.labels.changes
     for other in seen.steps:
-        if other.place == step.place and other.name == step.name:
+        if other.place == step.place and other.name == step.name and _wide(other) == _wide(step):
             for mine in tensors_among([other.entering, [found for _, found in other.outs]]):
                 for given in seen.given.get(other.module, ()):
                     if (structure.unit_of[labels_in(given)] >= 0).all():
@@ -497,8 +500,13 @@ def _tie(
                 return replace(structure, repairs=repairs_of(seen, structure.unit_of))
     seen.labels.restore(state)
     seen.repairs = repairs
-    seen.hopeless.add((step.place, "tie"))
+    seen.hopeless.add((step.place, widths))
     return None
+
+
+def _wide(step: Step) -> list[tuple[int, ...]]:
+    """How wide what a step works on is, along the dimensions of its channels; alike in blocks of one width."""
+    return [tuple(x.shape[d] for d in varying_dims(squash(x))) for x in step.entering]
 
 
 def _tie_places(seen: Observations, mine: Tensor, given: Tensor) -> None:
@@ -548,7 +556,11 @@ def _give_up(
         if further is None or further.step > stop.step:
             for s in steps:
                 if s is step or (
-                    s.place[1] and s.place == step.place and s.name == step.name and s.name in (*MOVES, *CUTS)
+                    s.place[1]
+                    and s.place == step.place
+                    and s.name == step.name
+                    and s.name in (*MOVES, *CUTS)
+                    and _wide(s) == _wide(step)
                 ):
                     reason = located(stop.why, s.module, s.place)
                     seen.labels.freeze(torch.cat([what(s) for what in choice]), reason)

@@ -210,7 +210,12 @@ def _attention(op: Op) -> Out:
     heads = q.shape[-3] if q.ndim > 2 else 1
     if k.ndim > 2 and k.shape[-3] != heads:  # grouped queries
         k, v = (squash(x.repeat_interleave(heads // x.shape[-3], -3)) for x in (k, v))
-    scores = contract(op, q, k.transpose(-1, -2))
+    try:
+        scores = contract(op, q, k.transpose(-1, -2))
+    except Freeze as reason:  # a single head: its queries and keys stay, its values are channels
+        for x in (q, k):
+            op.watcher.seen.labels.freeze(x, op.watcher.where(str(reason)))
+        scores = constant((*q.shape[:-1], k.shape[-2]))
     mask = op.bound.get("attn_mask")
     if mask is not None:
         found = op.labels(mask)
