@@ -428,3 +428,68 @@ def test_constants_that_differ_along_the_channels_stay(name: str) -> None:
     model = Lambda(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
     model.width = 6  # type: ignore[assignment]
     assert units(check_shares(model, torch.randn(4, 3))) == {"b": 5}
+
+
+class TalkingHeads(nn.Module):
+    """A convolution over heads between scores and values: one attribute counts the heads of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.stem, self.head = 4, nn.Linear(3, 8), nn.Linear(8, 2)
+        self.q, self.k, self.v = (nn.Linear(8, 12) for _ in range(3))
+        self.out = nn.Linear(12, 8)
+        self.talk = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = self.talk(q @ k.mT).softmax(-1) @ v
+        return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
+def test_one_attribute_that_counts_two_things_ties_them() -> None:
+    sparse = check_shares(TalkingHeads(), torch.randn(2, 5, 3))
+    assert sorted(g.units for g in sparse.groups) == [4, 8]
+    (heads,) = (g for g in sparse.groups if g.units == 4)
+    assert set(heads.producers) == {"q", "k", "v", "talk"}
+
+
+class Stages(nn.Module):
+    """Attention that gives its result the width of its input: with one head, where nothing can go, and with three."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__()
+            self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, t, c = x.shape
+            q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, 4).permute(2, 0, 3, 1, 4)
+            return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(12, 2)
+        self.narrow, self.widen, self.wide = self.Block(4, 1), nn.Linear(4, 12), self.Block(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(self.widen(self.narrow(self.stem(x)))))
+
+
+def test_a_width_that_cannot_follow_leaves_others_alone() -> None:
+    sparse = check_shares(Stages(), torch.randn(2, 5, 3))
+    assert [(g.kind, g.units, set(g.producers)) for g in sparse.groups] == [
+        ("head", 3, {"widen", "wide.qkv", "wide.out"})
+    ]
+    assert "written down" in str(sparse.report())
+
+
+def test_values_of_a_single_head_are_channels() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.head(F.scaled_dot_product_attention(m.q(x)[:, None], m.k(x)[:, None], m.v(x)[:, None]).squeeze(1))
+
+    layers = {name: nn.Linear(8, 6) for name in "qkv"}
+    model = Lambda(forward, stem=nn.Linear(3, 8), head=nn.Linear(6, 2), **layers)
+    sparse = check_shares(model, torch.randn(2, 5, 3))
+    assert units(sparse) == {"stem": 8, "v": 6}

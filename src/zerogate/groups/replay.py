@@ -8,7 +8,7 @@ of that op stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -469,10 +469,11 @@ def _tie(
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
     stop: Stop,
 ) -> Structure | None:
-    """Ties what a step works on to what its module was given, place by place, where that lets the run go on past it.
+    """Ties what a step works on to something else, place by place, where that lets the run go on past it.
 
-    ``B, N, C = x.shape; … .reshape(B, N, C)``: a module that gives its result the width of its input goes on working if
-    both always lose the same places.
+    Either to what an attribute counts already: a number of heads that is used for two things goes on being right if both
+    always lose the same places. Or to what its module was given: ``B, N, C = x.shape; … .reshape(B, N, C)`` gives the
+    result the width of the input.
     """
     if stop.step >= len(seen.steps):
         return None
@@ -480,28 +481,49 @@ def _tie(
     widths = f"tie {_wide(step)}"
     if (step.place, widths) in seen.hopeless:
         return None
+    alike = [s for s in seen.steps if s.place == step.place and s.name == step.name and _wide(s) == _wide(step)]
+    modules = dict(model.named_modules())
+    counted = dict.fromkeys(pair for pair, _ in _counted(seen, modules, step))
     state, repairs = seen.labels.state(), dict(seen.repairs)
-    changes = seen.labels.changes
-    for other in seen.steps:
-        if other.place == step.place and other.name == step.name and _wide(other) == _wide(step):
+    for pair in [*counted, None]:
+        changes = seen.labels.changes
+        for other in alike:
+            if pair is not None:
+                for found, (mine, rows) in _counted(seen, modules, other):
+                    if found == pair:
+                        seen.labels.unite(mine.amax(1), rows.amax(1))
+                continue
             for mine in tensors_among([other.entering, [found for _, found in other.outs]]):
                 for given in seen.given.get(other.module, ()):
                     if (structure.unit_of[labels_in(given)] >= 0).all():
                         _tie_places(seen, mine, given)
-    if seen.labels.changes != changes:
-        structure = build()
-        if structure.units and (structure.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
-            kept = _some(structure, torch.Generator().manual_seed(1))
-            further = _try(model, inputs, seen, structure, kept, cut)
-            if further is not None and further.step == stop.step:
-                seen.hopeless.discard((step.place, step.name))
-                further = _repair(model, inputs, seen, structure, cut, kept, further) or further
-            if further is None or further.step > stop.step:
-                return replace(structure, repairs=repairs_of(seen, structure.unit_of))
-    seen.labels.restore(state)
-    seen.repairs = repairs
+        if seen.labels.changes != changes:
+            tied = build()
+            if tied.units and (tied.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
+                kept = _some(tied, torch.Generator().manual_seed(1))
+                further = _try(model, inputs, seen, tied, kept, cut)
+                if further is not None and further.step == stop.step:
+                    seen.hopeless.discard((step.place, step.name))
+                    further = _repair(model, inputs, seen, tied, cut, kept, further) or further
+                if further is None or further.step > stop.step:
+                    return replace(tied, repairs=repairs_of(seen, tied.unit_of))
+        seen.labels.restore(state)
+        seen.repairs = dict(repairs)
     seen.hopeless.add((step.place, widths))
     return None
+
+
+def _counted(
+    seen: Observations, modules: dict[str, nn.Module], step: Step
+) -> Iterator[tuple[tuple[int, str, int | None], tuple[Tensor, Tensor]]]:
+    """Attributes that have the size that a step was given but count something else already: how far up from its module
+    each is, its name and entry, and the rows of labels of both."""
+    for size, rows in _demands(step):
+        for up, path in enumerate([*_upwards(step.module), *_inside(modules, step.module)]):
+            for attribute, entry in _holders(modules.get(path), size):
+                held = seen.repairs.get((path, attribute, entry))
+                if held is not None and len(held.rows) == len(rows) and not torch.equal(held.rows, rows):
+                    yield (up, attribute, entry), (rows, held.rows)
 
 
 def _wide(step: Step) -> list[tuple[int, ...]]:
