@@ -500,8 +500,11 @@ def _tie(
         if seen.labels.changes != changes:
             tied = build()
             if tied.units and (tied.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
-                kept = _some(tied, torch.Generator().manual_seed(1))
-                further = _try(model, inputs, seen, tied, kept, cut)
+                for seed in (1, 2, 3):  # a draw may meet what is wrong further up, and right by chance in others
+                    kept = _some(tied, torch.Generator().manual_seed(seed))
+                    further = _try(model, inputs, seen, tied, kept, cut)
+                    if further is None or further.step >= stop.step:
+                        break
                 if further is not None and further.step == stop.step:
                     seen.hopeless.discard((step.place, step.name))
                     further = _repair(model, inputs, seen, tied, cut, kept, further) or further
