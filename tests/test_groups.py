@@ -49,6 +49,21 @@ def check_shares(model: nn.Module, *inputs: Tensor, atol: float = 1e-12) -> zg.S
     return sparse
 
 
+def into_zeros(x: Tensor) -> Tensor:
+    """Rows are written one by one, and two more stay what they were."""
+    out = torch.zeros(*x.shape[:2], x.shape[2] + 2, x.shape[3], dtype=x.dtype)
+    for i in range(x.shape[2]):
+        out[:, :, i] = x[:, :, i] * i
+    return out + 1
+
+
+def put_at_places(x: Tensor) -> Tensor:
+    out = x.permute(0, 2, 3, 1).clone()
+    out[torch.tensor([0, 1]), torch.tensor([2, 5])] = out[:, 0] * 2
+    out[:, 1] = 0.5
+    return out.permute(0, 3, 1, 2)
+
+
 # Between two convolutions, 8 channels pass through an op and go on, as 8 free units.
 PASSING = {
     "relu in place": lambda x: F.relu(x, inplace=True),
@@ -80,6 +95,11 @@ PASSING = {
     "to and back": lambda x: x.to(torch.float32).to(x.dtype) * 0 + x,
     "where": lambda x: torch.where(x > 0, x, 0.1 * x),
     "gated rows": lambda x: F.glu(x, 2),
+    "picked rows": lambda x: x.gather(2, torch.tensor([[3], [1]])[:, None, :, None].expand(2, x.shape[1], 1, 6)),
+    "into zeros": lambda x: torch.zeros(x.shape, dtype=x.dtype).add_(x),
+    "into part of zeros": into_zeros,
+    "put at places": put_at_places,
+    "summed at places": lambda x: x.new_zeros(x.shape).index_add_(2, torch.tensor([0, 0, 1, 2, 3, 4]), x),
     "squeeze": lambda x: x.unsqueeze(1).squeeze(1),
     "expand": lambda x: x.unsqueeze(0).expand(2, *x.shape).mean(0),
     "minimum": lambda x: torch.minimum(x, x.amax((2, 3), keepdim=True) / 2),
@@ -112,7 +132,13 @@ REFUSING = {
     "cumulative sum": (lambda x: x.cumsum(1), "cumsum over channels"),
     "sort": (lambda x: x.sort(1).values, "sort over channels"),
     "matmul": (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul over all channels"),
-    "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "writes into a tensor"),
+    "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "to a size that is written down"),
+    "convolution along channels": (
+        lambda x: (
+            F.conv1d(x.mean((2, 3))[:, None], torch.ones(1, 1, 3, dtype=x.dtype), padding=1)[:, 0, :, None, None] * x
+        ),
+        "conv1d over channels",
+    ),
     "control flow": (lambda x: x if x.sum().item() else -x, "over channels"),
 }
 
@@ -493,3 +519,35 @@ def test_values_of_a_single_head_are_channels() -> None:
     model = Lambda(forward, stem=nn.Linear(3, 8), head=nn.Linear(6, 2), **layers)
     sparse = check_shares(model, torch.randn(2, 5, 3))
     assert units(sparse) == {"stem": 8, "v": 6}
+
+
+class AlongPositions(nn.Module):
+    """Layers along 5 positions, as linear layer, product and convolution, and a map of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.up, self.down = nn.Linear(5, 7), nn.Linear(7, 5)
+        self.mix, self.score = nn.Parameter(torch.randn(5, 5)), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(F.gelu(self.up(x.transpose(1, 2)))).transpose(1, 2)
+        x = (self.mix @ x) * self.score(x).sigmoid()
+        return self.head(torch.relu(self.inner(x)))
+
+
+def test_layers_along_positions_leave_channels_apart() -> None:
+    sparse = check_shares(AlongPositions(), torch.randn(2, 5, 3))
+    assert units(sparse) == {"stem": 8, "inner": 6}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    assert sparse.cost().macs == sum(
+        [
+            5 * 3 * 1,  # stem: positions, in, out
+            2 * 1 * 5 * 7,  # up and down, for one channel
+            1 * 5 * 5,
+            5 * 1,
+            5 * 1,
+            5 * 2,
+        ]
+    )

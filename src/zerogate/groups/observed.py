@@ -19,7 +19,8 @@ Axis = tuple[str, int]
 class Call:
     """One run of a layer, and how its multiply-accumulates follow from the channels that are left.
 
-    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``), each factor where it is not None.
+    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``) · (kept along ``repeats``), each
+    factor where it is not None.
     """
 
     layer: str
@@ -32,6 +33,8 @@ class Call:
     macs: float
     channel_dim: int
     """Where the layer's input has its channels, counted from the end."""
+    repeats: Axis | None = None
+    """The layer runs once for each channel that is kept along this axis."""
 
 
 @dataclass(frozen=True)

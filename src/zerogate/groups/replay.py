@@ -29,6 +29,8 @@ _SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_n
 _SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
 """Ops whose integers are sizes; what they mean shows in the shape of the result."""
 _NUMBERED = {*MOVES, *CUTS} - {"cat", "flatten", "transpose", "permute"}
+_SPREADS = {"expand", "expand_as", "broadcast_to", "repeat"}
+_WRITES = {"index_add", "index_copy", "index_put", "scatter", "scatter_add"}
 _ATTEMPTS = 12  # attributes tried for one line of code
 
 
@@ -81,6 +83,8 @@ class _Replay(Tracer):
         self.steps, self.sizes, self.at, self.running = steps, sizes, 0, False
         self._even = WeakTensorKeyDictionary()
         """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
+        self._written: dict[int, Any] = {}
+        """Memory of which that is no longer true; held."""
 
     def before(self, func: Any) -> None:
         name = func.overloadpacket.__name__
@@ -104,7 +108,11 @@ class _Replay(Tracer):
             if shape != self.sizes.shape(full, labels) and 0 not in full:
                 if labels is not None or even is None or len(shape) != len(full):
                     raise _Left(_wrong_size(step))
+                if step.name in _SPREADS and not _spread(args[0], shape, full):
+                    raise _Left(_wrong_size(step))
                 self._even[x] = even
+            elif labels is not None and self._even and any(x is given for given in args):
+                self._written[x.untyped_storage()._cdata] = x.untyped_storage()
         if step.name in FACTORIES:
             if step.bound().get("fill_value") != _bound(func, args, kwargs).get("fill_value"):
                 raise _Left(f"{step.name} with a number that depends on the size")
@@ -136,10 +144,17 @@ class _Replay(Tracer):
         name = func.overloadpacket.__name__
         if name in FACTORIES:
             return True
-        if not self._even:
-            return None
-        held = [self._even.get(x) for x in tensors_among((args, kwargs))]
+        tensors = tensors_among((args, kwargs))
+        held: list[bool | None] = []
+        if self._even:
+            held = [None if x.untyped_storage()._cdata in self._written else self._even.get(x) for x in tensors]
         if all(even is None for even in held):
+            return False if name in _SPREADS else None
+        if name in CUTS:
+            return all(even is True for even in held)
+        if name in ("gather", "take_along_dim") and held[0] is None:
+            return None
+        if name.removesuffix("_") in _WRITES and all(even is None for even in held[1:]):
             return None
         if name in SAME or is_pointwise(func) or name in TURNS:
             return all(even is True for even in held)
@@ -153,6 +168,12 @@ class _Replay(Tracer):
 
 class _Left(Exception):
     pass
+
+
+def _spread(x: Tensor, shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether x is 1 long wherever what was made of it has another length than recorded."""
+    sizes = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
+    return all(n == 1 or now == was for n, now, was in zip(sizes, shape, full, strict=True))
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownV
 from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, replaced, tensors_among
 from zerogate.tensors import named_tensors, owner_of
 
+_FOLLOWED = 1 << 22  # entries of memory up to which what is written into it is followed
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
@@ -127,6 +128,7 @@ def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> 
             "give zerogate the module whose outputs matter"
         )
     for x in outputs:
+        watcher.stored(x)
         watcher.used(x)
         if (labels := watcher.labels_of(x)) is not None:
             watcher.seen.labels.freeze(squash(labels), "an output of the network")
@@ -156,6 +158,10 @@ class Watcher(Tracer):
         self._modules = dict(model.named_modules())
         self._arguments: dict[str, tuple[Any, ...]] = {}
         self._mixed = WeakTensorKeyDictionary()
+        self._bases: dict[int, tuple[tuple[int, ...], tuple[int, ...], Any]] = {}
+        """Memory that a factory made → its shape and strides; held, so that no other takes its place."""
+        self._written: dict[int, tuple[Tensor, Any]] = {}
+        """Memory into which channels were written → its labels; held."""
         self._constant = WeakTensorKeyDictionary()
         """Results of factories, and what was made of them alone → the labels they have met."""
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
@@ -184,6 +190,44 @@ class Watcher(Tracer):
             steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
             self._raw[name] = View(name, tuple(i.expand(shape) for i in steps))
         return [self._raw[name]]
+
+    def stored(self, x: Tensor) -> None:
+        """Gives a tensor its labels if channels have been written into its memory under another name."""
+        if not self._written or x in self._labels:
+            return
+        memory = self._written.get(x.untyped_storage()._cdata)
+        if memory is not None:
+            labels = squash(memory[0].flatten().as_strided(x.shape, x.stride(), x.storage_offset()))
+            self._labels[x] = labels
+            if len(varying_dims(labels)) > 1:
+                self.seen.boxes.append(Box(labels, self.where("memory into which different channels are written")))
+
+    def _write(self, x: Tensor, labels: Tensor) -> bool:
+        """Notes that channels are written into memory that a factory made. They lie there at their own places; along other
+        dimensions all of it has them, as what is put in line with channels has. False where it cannot be followed."""
+        storage, vary = x.untyped_storage(), varying_dims(labels)
+        base = self._bases.get(storage._cdata)
+        if base is None or not vary or math.prod(base[0]) > _FOLLOWED:
+            return False
+        shape, strides, _ = base
+        memory, _ = self._written.get(storage._cdata, (torch.zeros(shape, dtype=torch.int64), None))
+        part, order = memory, []
+        for d in vary:
+            found = [
+                b for b, (n, stride) in enumerate(zip(shape, strides, strict=True)) if n > 1 and stride == x.stride(d)
+            ]
+            start = x.storage_offset() // x.stride(d) % shape[found[0]] if found else 0
+            if len(found) != 1 or start + x.shape[d] > shape[found[0]]:
+                return False
+            part = part.narrow(found[0], start, x.shape[d])
+            order.append(found[0])
+        put = labels[tuple(slice(None) if d in vary else 0 for d in range(labels.ndim))]
+        put = put.permute(sorted(range(len(order)), key=order.__getitem__))
+        put = put.reshape([part.shape[d] if d in order else 1 for d in range(len(shape))]).expand(part.shape)
+        self.seen.labels.unite(part, put)
+        part.copy_(torch.where(put != 0, put, part))
+        self._written[storage._cdata] = memory, storage
+        return True
 
     def meet_constant(self, x: Tensor, labels: Tensor) -> None:
         """Ties all labels that meet the same constant: as long as it may be, so many there are of each of them."""
@@ -335,7 +379,7 @@ class Watcher(Tracer):
                 self.seen.attach(name, axis_in[1], vector)
             elif vector.any():
                 self.attach_view(whole, vector.view(shape).expand(weight.shape))
-        if axis_out is not None:
+        if axis_out is not None and self._shapes_of[name][axis_out[1]] > 1:  # a single output cannot go
             assert dims[1] is not None
             total = self._shapes_of[name][axis_out[1]]
             if axis_out not in self.seen.axes and repeats > 1:
@@ -429,6 +473,8 @@ class Watcher(Tracer):
 
     def visit(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         op = Op(self, func, args, kwargs, out, tensors_among((args, kwargs)))
+        for x in op.tensors:
+            self.stored(x)
         entering = [(x, found) for x in op.tensors if (found := self._labels.get(x)) is not None]
         outputs = tensors_among(out)
         for x in op.tensors:
@@ -447,6 +493,8 @@ class Watcher(Tracer):
             for x in outputs:
                 if x not in self._labels and x not in self._constant:
                     self._constant[x] = None
+                if op.name in FACTORIES and x.is_contiguous():
+                    self._bases[x.untyped_storage()._cdata] = tuple(x.shape), x.stride(), x.untyped_storage()
         self.seen.steps.append(
             Step(
                 op.name,
@@ -490,7 +538,9 @@ class Watcher(Tracer):
         in_place = any(tensor is x for x in op.tensors)
         if in_place and label is not None and label is not before:
             held, now = narrow_constant(before if before is not None else constant(tensor.shape), label)
-            if ((held == 0) & (now != 0)).any():  # a view of it elsewhere would not know
+            fresh = before is None or tensor.untyped_storage()._cdata in self._written
+            if ((held == 0) & (now != 0)).any() and not (fresh and self._write(tensor, label)):
+                # a view of it elsewhere would not know
                 reason = f"{op.name} writes into a tensor that held no channels"
                 self.seen.labels.freeze(torch.where(held == 0, now, 0), self.where(reason))
         if label is None:
@@ -534,11 +584,27 @@ class Watcher(Tracer):
         if op.name not in LAYERS or op.name in ("mv", "dot", "matmul"):
             self._read_otherwise(op, where)
 
+    def apart(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
+        """Records a layer that runs once for each of these channels, [size], and leaves them apart; per channel it has as
+        many MACs."""
+        axes = self.seen.axes.items()
+        axis = next((a for a, held in axes if held.shape == vector.shape and torch.equal(held, vector)), None)
+        views = self.views_of(weight)
+        name = views[0].name if len(views) == 1 and views[0].name in self._parameters else ""
+        self._record(owner_of(name), name, None, None, macs * (len(vector) if axis is None else 1), channel_dim, axis)
+
     def _record(
-        self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int
+        self,
+        layer: str,
+        weight: str,
+        axis_in: Axis | None,
+        axis_out: Axis | None,
+        macs: float,
+        channel_dim: int,
+        repeats: Axis | None = None,
     ) -> None:
         host = self.stack[-1] if self.stack else ""
-        self.seen.calls.append(Call(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim))
+        self.seen.calls.append(Call(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim, repeats))
 
     def where(self, reason: str) -> str:
         """The reason, with the module and the line of the user's code that is running."""
