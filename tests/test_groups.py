@@ -551,3 +551,23 @@ def test_layers_along_positions_leave_channels_apart() -> None:
             5 * 2,
         ]
     )
+
+
+class BiasedQueries(nn.Module):
+    """A bias per head and place is given two more dimensions before it meets the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.stem, self.head = 3, nn.Linear(3, 8), nn.Linear(8, 2)
+        self.qkv, self.out, self.bias = nn.Linear(8, 36), nn.Linear(12, 8), nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, 4).permute(2, 0, 3, 1, 4)
+        y = ((q + self.bias[None, :, None, :]) @ k.mT).softmax(-1) @ v
+        return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
+def test_parameters_over_heads_and_places_that_are_moved_first() -> None:
+    sparse = check_shares(BiasedQueries(), torch.randn(2, 5, 3))
+    assert sorted((g.kind, g.units) for g in sparse.groups) == [("channel", 8), ("head", 3)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from zerogate.groups.labels import Labels
+from zerogate.groups.labels import Labels, narrow_constant, varying_dims
 
 Axis = tuple[str, int]
 """A dimension of a parameter or buffer: (its name in the model, dim)."""
@@ -140,6 +140,9 @@ class Observations:
     """Lines of code for which no attribute, or no tie, was found."""
     settled_at: int = -1
     """The state of the labels in which all boxes were found whole."""
+    moved: list[tuple[int, int, list[tuple[str, tuple[Tensor, ...]]]]] = field(default_factory=list)
+    """Steps and results that hold parameters alone: their names, and where along each of their dimensions entries lie."""
+    _named: int = -1
 
     def attach(self, name: str, dim: int, vector: Tensor) -> None:
         """Says that slices of a tensor belong to these labels; twice with different labels ties them."""
@@ -151,6 +154,29 @@ class Observations:
         if lopsided.any():
             reason = f"{name} is used with and without removable channels"
             self.labels.freeze(torch.where(lopsided, torch.maximum(known, vector), 0), reason)
+
+    def name_moved(self) -> None:
+        """Labels of results that hold parameters alone, as far as it is known which of these are sliced."""
+        if self._named == len(self.axes):
+            return
+        self._named = len(self.axes)
+        for number, place, views in self.moved:
+            shape, _ = self.steps[number].outs[place]
+            self.steps[number].outs[place] = shape, self._labels_in_views(shape, views)
+
+    def _labels_in_views(
+        self, shape: tuple[int, ...], views: list[tuple[str, tuple[Tensor, ...]]]
+    ) -> list[Tensor] | None:
+        found: dict[tuple[int, ...], Tensor] = {}  # parameters put in line, as in cat, share their dimension
+        for name, index in views:
+            for d, at in enumerate(index):
+                axis = self.axes.get((name, d))
+                if axis is not None and axis.any():
+                    (narrow,) = narrow_constant(at)
+                    labels = torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape)
+                    key = tuple(varying_dims(at))
+                    found[key] = torch.where(labels != 0, labels, found[key]) if key in found else labels
+        return list(found.values()) or None
 
     def prepared(self, inputs: Any, tracer: Any) -> Any:
         """Example inputs as a run takes them: on the meta device, but for what holds integers."""

@@ -314,6 +314,7 @@ def settle(
     # twice where sizes are given as numbers: one that is written down may be right by chance
     enough = 2 if any(_demands(s) for s in seen.steps if s.name in _NUMBERED) else 1
     while structure.units and passed < enough:
+        seen.name_moved()
         kept = _some(structure, generator, step)
         stop = _try(model, inputs, seen, structure, kept, cut)
         passed = passed + 1 if stop is None else 0
@@ -520,6 +521,7 @@ def _tie(
                         _tie_places(seen, mine, given)
         if seen.labels.changes != changes:
             tied = build()
+            seen.name_moved()
             if tied.units and (tied.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
                 for seed in (1, 2, 3):  # a draw may meet what is wrong further up, and right by chance in others
                     kept = _some(tied, torch.Generator().manual_seed(seed))

@@ -132,7 +132,7 @@ def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> 
         watcher.used(x)
         if (labels := watcher.labels_of(x)) is not None:
             watcher.seen.labels.freeze(squash(labels), "an output of the network")
-    watcher.finish()
+    watcher.seen.name_moved()
     for name, module in twin.named_modules():
         if isinstance(module, Attention) and module.called:
             watcher.seen.attention[name] = dict(module.called)
@@ -504,9 +504,13 @@ class Watcher(Tracer):
                 _plain(args),
                 kwargs and {k: _plain(v) for k, v in kwargs.items()},
                 [found for _, found in entering],
-                [(tuple(x.shape), self._labels.get(x, self._views.get(x))) for x in outputs],
+                [(tuple(x.shape), self._labels.get(x)) for x in outputs],
             )
         )
+        for i, x in enumerate(outputs):
+            if x in self._views and x not in self._labels:
+                indices = [(v.name, v.index) for v in self._views[x]]
+                self.seen.moved.append((len(self.seen.steps) - 1, i, indices))
 
     def _apply(self, op: Op, labelled: bool) -> Any:
         known = RULES.get(op.name)
@@ -555,25 +559,6 @@ class Watcher(Tracer):
         ):
             reason = self.where(f"{op.name} folds channels into {tuple(label.shape)}")
             self.seen.boxes.append(Box(label, reason))
-
-    def finish(self) -> None:
-        """Labels of results that hold parameters alone, once it is known which of these are sliced."""
-        for step in self.seen.steps:
-            for i, (shape, found) in enumerate(step.outs):
-                if isinstance(found, list):
-                    step.outs[i] = shape, self._labels_in_views(shape, found)
-
-    def _labels_in_views(self, shape: tuple[int, ...], views: list[View]) -> list[Tensor] | None:
-        found: dict[tuple[int, ...], Tensor] = {}  # parameters put in line, as in cat, share their dimension
-        for view in views:
-            for d, index in enumerate(view.index):
-                axis = self.seen.axes.get((view.name, d))
-                if axis is not None and axis.any():
-                    (narrow,) = narrow_constant(index)
-                    labels = torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape)
-                    key = tuple(varying_dims(index))
-                    found[key] = torch.where(labels != 0, labels, found[key]) if key in found else labels
-        return list(found.values()) or None
 
     def _freeze_all(self, op: Op, reason: str) -> None:
         where = self.where(reason)
