@@ -65,7 +65,8 @@ def _convolution(op: Op) -> Out:
     positions = (x if transposed else op.out).numel() / (inputs if transposed else outputs)
     macs = positions * math.prod(weight.shape[2:])
     found = op.labels(x)
-    if found is not None and any(d > found.ndim - 1 - spatial for d in varying_dims(found)):
+    vary = [] if found is None else [d - x.ndim for d in varying_dims(found)]
+    if channel_dim not in vary and any(d > channel_dim for d in vary):
         raise Freeze(f"{op.name} over channels")
     vector = _entering(op, x, channel_dim)
     dims = (0, 1) if transposed else (1, 0)
