@@ -540,6 +540,7 @@ class AlongPositions(nn.Module):
 def test_layers_along_positions_leave_channels_apart() -> None:
     sparse = check_shares(AlongPositions(), torch.randn(2, 5, 3))
     assert units(sparse) == {"stem": 8, "inner": 6}
+    assert "single channel" in str(sparse.report())
     close_randomly(sparse, torch.Generator().manual_seed(0), "one")
     assert sparse.cost().macs == sum(
         [
@@ -571,3 +572,22 @@ class BiasedQueries(nn.Module):
 def test_parameters_over_heads_and_places_that_are_moved_first() -> None:
     sparse = check_shares(BiasedQueries(), torch.randn(2, 5, 3))
     assert sorted((g.kind, g.units) for g in sparse.groups) == [("channel", 8), ("head", 3)]
+
+
+class HalvesOfAWidth(nn.Module):
+    """Pieces as long as half of an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.a, self.b, self.head = 8, nn.Conv2d(3, 8, 1), nn.Conv2d(4, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).split(self.width // 2, 1)
+        return self.head(self.b(torch.tanh(left) * right).mean((2, 3)))
+
+
+def test_sizes_that_are_worked_out_from_an_attribute() -> None:
+    sparse = check_shares(HalvesOfAWidth(), torch.randn(2, 3, 4, 4))
+    assert units(sparse) == {"a": 4, "b": 5}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    assert sparse.compact().width == 2

@@ -379,7 +379,7 @@ class Watcher(Tracer):
                 self.seen.attach(name, axis_in[1], vector)
             elif vector.any():
                 self.attach_view(whole, vector.view(shape).expand(weight.shape))
-        if axis_out is not None and self._shapes_of[name][axis_out[1]] > 1:  # a single output cannot go
+        if axis_out is not None:
             assert dims[1] is not None
             total = self._shapes_of[name][axis_out[1]]
             if axis_out not in self.seen.axes and repeats > 1:
