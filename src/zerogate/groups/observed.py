@@ -123,6 +123,8 @@ class Observations:
     sources: set[Axis] = field(default_factory=set)
     """Axes of parameters that are themselves activations (class tokens, queries)."""
     calls: list[Call] = field(default_factory=list)
+    repeated: dict[int, Tensor] = field(default_factory=dict)
+    """Number of a call that is made once for each channel → labels of these."""
     inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     read_otherwise: dict[str, str] = field(default_factory=dict)
     """Tensors that some op without a rule has read, with the reason to give."""

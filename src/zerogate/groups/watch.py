@@ -572,24 +572,16 @@ class Watcher(Tracer):
     def apart(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
         """Records a layer that runs once for each of these channels, [size], and leaves them apart; per channel it has as
         many MACs."""
-        axes = self.seen.axes.items()
-        axis = next((a for a, held in axes if held.shape == vector.shape and torch.equal(held, vector)), None)
         views = self.views_of(weight)
         name = views[0].name if len(views) == 1 and views[0].name in self._parameters else ""
-        self._record(owner_of(name), name, None, None, macs * (len(vector) if axis is None else 1), channel_dim, axis)
+        self.seen.repeated[len(self.seen.calls)] = vector
+        self._record(owner_of(name), name, None, None, macs * len(vector), channel_dim)
 
     def _record(
-        self,
-        layer: str,
-        weight: str,
-        axis_in: Axis | None,
-        axis_out: Axis | None,
-        macs: float,
-        channel_dim: int,
-        repeats: Axis | None = None,
+        self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int
     ) -> None:
         host = self.stack[-1] if self.stack else ""
-        self.seen.calls.append(Call(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim, repeats))
+        self.seen.calls.append(Call(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim))
 
     def where(self, reason: str) -> str:
         """The reason, with the module and the line of the user's code that is running."""
