@@ -268,10 +268,10 @@ def _widths(step: Step) -> list[tuple[int, Tensor]]:
 
 
 def _asked(step: Step) -> list[tuple[int, Tensor]]:
-    """`_demands`, and where an op takes no sizes those of what it made; where it does, those of what it was given: its own
-    may be worked out from them, as in ``x.split(self.width // 2)``."""
-    if step.name not in (*MOVES, *CUTS):
-        return _demands(step) + _widths(step)
+    """`_demands`, and where an op takes no sizes those of what it made; of a cut those of what it was given: its own may be
+    worked out from them, as in ``x.split(self.width // 2)``."""
+    if step.name not in CUTS:
+        return _demands(step) + ([] if step.name in MOVES else _widths(step))
     given = [(n, _rows(labels, d)) for labels in step.entering for d, n in enumerate(labels.shape)]
     return _demands(step) + [(n, rows) for n, rows in given if rows is not None]
 
