@@ -49,6 +49,21 @@ def check_shares(model: nn.Module, *inputs: Tensor, atol: float = 1e-12) -> zg.S
     return sparse
 
 
+def into_zeros(x: Tensor) -> Tensor:
+    """Rows are written one by one, and two more stay what they were."""
+    out = torch.zeros(*x.shape[:2], x.shape[2] + 2, x.shape[3], dtype=x.dtype)
+    for i in range(x.shape[2]):
+        out[:, :, i] = x[:, :, i] * i
+    return out + 1
+
+
+def put_at_places(x: Tensor) -> Tensor:
+    out = x.permute(0, 2, 3, 1).clone()
+    out[torch.tensor([0, 1]), torch.tensor([2, 5])] = out[:, 0] * 2
+    out[:, 1] = 0.5
+    return out.permute(0, 3, 1, 2)
+
+
 # Between two convolutions, 8 channels pass through an op and go on, as 8 free units.
 PASSING = {
     "relu in place": lambda x: F.relu(x, inplace=True),
@@ -80,6 +95,11 @@ PASSING = {
     "to and back": lambda x: x.to(torch.float32).to(x.dtype) * 0 + x,
     "where": lambda x: torch.where(x > 0, x, 0.1 * x),
     "gated rows": lambda x: F.glu(x, 2),
+    "picked rows": lambda x: x.gather(2, torch.tensor([[3], [1]])[:, None, :, None].expand(2, x.shape[1], 1, 6)),
+    "into zeros": lambda x: torch.zeros(x.shape, dtype=x.dtype).add_(x),
+    "into part of zeros": into_zeros,
+    "put at places": put_at_places,
+    "summed at places": lambda x: x.new_zeros(x.shape).index_add_(2, torch.tensor([0, 0, 1, 2, 3, 4]), x),
     "squeeze": lambda x: x.unsqueeze(1).squeeze(1),
     "expand": lambda x: x.unsqueeze(0).expand(2, *x.shape).mean(0),
     "minimum": lambda x: torch.minimum(x, x.amax((2, 3), keepdim=True) / 2),
@@ -112,7 +132,13 @@ REFUSING = {
     "cumulative sum": (lambda x: x.cumsum(1), "cumsum over channels"),
     "sort": (lambda x: x.sort(1).values, "sort over channels"),
     "matmul": (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul over all channels"),
-    "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "writes into a tensor"),
+    "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "to a size that is written down"),
+    "convolution along channels": (
+        lambda x: (
+            F.conv1d(x.mean((2, 3))[:, None], torch.ones(1, 1, 3, dtype=x.dtype), padding=1)[:, 0, :, None, None] * x
+        ),
+        "conv1d over channels",
+    ),
     "control flow": (lambda x: x if x.sum().item() else -x, "over channels"),
 }
 
@@ -428,3 +454,140 @@ def test_constants_that_differ_along_the_channels_stay(name: str) -> None:
     model = Lambda(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2))
     model.width = 6  # type: ignore[assignment]
     assert units(check_shares(model, torch.randn(4, 3))) == {"b": 5}
+
+
+class TalkingHeads(nn.Module):
+    """A convolution over heads between scores and values: one attribute counts the heads of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.stem, self.head = 4, nn.Linear(3, 8), nn.Linear(8, 2)
+        self.q, self.k, self.v = (nn.Linear(8, 12) for _ in range(3))
+        self.out = nn.Linear(12, 8)
+        self.talk = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = self.talk(q @ k.mT).softmax(-1) @ v
+        return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
+def test_one_attribute_that_counts_two_things_ties_them() -> None:
+    sparse = check_shares(TalkingHeads(), torch.randn(2, 5, 3))
+    assert sorted(g.units for g in sparse.groups) == [4, 8]
+    (heads,) = (g for g in sparse.groups if g.units == 4)
+    assert set(heads.producers) == {"q", "k", "v", "talk"}
+
+
+class Stages(nn.Module):
+    """Attention that gives its result the width of its input: with one head, where nothing can go, and with three."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__()
+            self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, t, c = x.shape
+            q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, 4).permute(2, 0, 3, 1, 4)
+            return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(12, 2)
+        self.narrow, self.widen, self.wide = self.Block(4, 1), nn.Linear(4, 12), self.Block(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(self.widen(self.narrow(self.stem(x)))))
+
+
+def test_a_width_that_cannot_follow_leaves_others_alone() -> None:
+    sparse = check_shares(Stages(), torch.randn(2, 5, 3))
+    assert [(g.kind, g.units, set(g.producers)) for g in sparse.groups] == [
+        ("head", 3, {"widen", "wide.qkv", "wide.out"})
+    ]
+    assert "written down" in str(sparse.report())
+
+
+def test_values_of_a_single_head_are_channels() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.head(F.scaled_dot_product_attention(m.q(x)[:, None], m.k(x)[:, None], m.v(x)[:, None]).squeeze(1))
+
+    layers = {name: nn.Linear(8, 6) for name in "qkv"}
+    model = Lambda(forward, stem=nn.Linear(3, 8), head=nn.Linear(6, 2), **layers)
+    sparse = check_shares(model, torch.randn(2, 5, 3))
+    assert units(sparse) == {"stem": 8, "v": 6}
+
+
+class AlongPositions(nn.Module):
+    """Layers along 5 positions, as linear layer, product and convolution, and a map of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.up, self.down = nn.Linear(5, 7), nn.Linear(7, 5)
+        self.mix, self.score = nn.Parameter(torch.randn(5, 5)), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(F.gelu(self.up(x.transpose(1, 2)))).transpose(1, 2)
+        x = (self.mix @ x) * self.score(x).sigmoid()
+        return self.head(torch.relu(self.inner(x)))
+
+
+def test_layers_along_positions_leave_channels_apart() -> None:
+    sparse = check_shares(AlongPositions(), torch.randn(2, 5, 3))
+    assert units(sparse) == {"stem": 8, "inner": 6}
+    assert "single channel" in str(sparse.report())
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    assert sparse.cost().macs == sum(
+        [
+            5 * 3 * 1,  # stem: positions, in, out
+            2 * 1 * 5 * 7,  # up and down, for one channel
+            1 * 5 * 5,
+            5 * 1,
+            5 * 1,
+            5 * 2,
+        ]
+    )
+
+
+class BiasedQueries(nn.Module):
+    """A bias per head and place is given two more dimensions before it meets the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.stem, self.head = 3, nn.Linear(3, 8), nn.Linear(8, 2)
+        self.qkv, self.out, self.bias = nn.Linear(8, 36), nn.Linear(12, 8), nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, 4).permute(2, 0, 3, 1, 4)
+        y = ((q + self.bias[None, :, None, :]) @ k.mT).softmax(-1) @ v
+        return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
+def test_parameters_over_heads_and_places_that_are_moved_first() -> None:
+    sparse = check_shares(BiasedQueries(), torch.randn(2, 5, 3))
+    assert sorted((g.kind, g.units) for g in sparse.groups) == [("channel", 8), ("head", 3)]
+
+
+class HalvesOfAWidth(nn.Module):
+    """Pieces as long as half of an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.a, self.b, self.head = 8, nn.Conv2d(3, 8, 1), nn.Conv2d(4, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).split(self.width // 2, 1)
+        return self.head(self.b(torch.tanh(left) * right).mean((2, 3)))
+
+
+def test_sizes_that_are_worked_out_from_an_attribute() -> None:
+    sparse = check_shares(HalvesOfAWidth(), torch.randn(2, 3, 4, 4))
+    assert units(sparse) == {"a": 4, "b": 5}
+    close_randomly(sparse, torch.Generator().manual_seed(0), "one")
+    assert sparse.compact().width == 2

@@ -123,7 +123,7 @@ class ChannelCost(CostModel):
             terms[tuple(row for row in rows if row is not None), "params"] += rest
         for c in structure.calls:
             coefficient, factors = c.macs, []
-            for place in (c.consumes, c.produces):
+            for place in (c.consumes, c.produces, c.repeats):
                 if place in self._rows:
                     factors.append(self._rows[place])
                 elif place is not None:
@@ -291,7 +291,7 @@ class WeightCost(CostModel):
         macs: dict[str, float] = dict.fromkeys(slices, 0.0)
         self._fixed_macs = 0.0
         for c in structure.calls:
-            total = c.macs * numel(c.consumes) * numel(c.produces)
+            total = c.macs * numel(c.consumes) * numel(c.produces) * numel(c.repeats)
             if c.weight in macs:
                 macs[c.weight] += total / shapes[c.weight].numel()
             else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from zerogate.groups.labels import Labels
+from zerogate.groups.labels import Labels, narrow_constant, varying_dims
 from zerogate.groups.shapes import bind, like
 
 Axis = tuple[str, int]
@@ -21,7 +21,8 @@ Axis = tuple[str, int]
 class Call:
     """One run of a layer, and how its multiply-accumulates follow from the channels that are left.
 
-    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``), each factor where it is not None.
+    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``) · (kept along ``repeats``), each
+    factor where it is not None.
     """
 
     layer: str
@@ -34,6 +35,8 @@ class Call:
     macs: float
     channel_dim: int
     """Where the layer's input has its channels, counted from the end."""
+    repeats: Axis | None = None
+    """The layer runs once for each channel that is kept along this axis."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class Observations:
     sources: set[Axis] = field(default_factory=set)
     """Axes of parameters that are themselves activations (class tokens, queries)."""
     calls: list[Call] = field(default_factory=list)
+    repeated: dict[int, Tensor] = field(default_factory=dict)
+    """Number of a call that is made once for each channel → labels of these."""
     inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     read_otherwise: dict[str, str] = field(default_factory=dict)
     """Tensors that some op without a rule has read, with the reason to give."""
@@ -154,6 +159,9 @@ class Observations:
     """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
     settled_at: int = -1
     """The state of the labels in which all boxes were found whole."""
+    moved: list[tuple[int, int, list[tuple[str, tuple[Tensor, ...]]]]] = field(default_factory=list)
+    """Steps and results that hold parameters alone: their names, and where along each of their dimensions entries lie."""
+    _named: int = -1
 
     def attach(self, name: str, dim: int, vector: Tensor) -> None:
         """Says that slices of a tensor belong to these labels; twice with different labels ties them."""
@@ -165,6 +173,30 @@ class Observations:
         if lopsided.any():
             reason = f"{name} is used with and without removable channels"
             self.labels.freeze(torch.where(lopsided, torch.maximum(known, vector), 0), reason)
+
+    def name_moved(self) -> None:
+        """Labels of results that hold parameters alone, as far as it is known which of these are sliced."""
+        if self._named == len(self.axes):
+            return
+        self._named = len(self.axes)
+        for number, place, views in self.moved:
+            shape, _ = self.steps[number].outs[place]
+            self.steps[number].outs[place] = shape, self._labels_in_views(shape, views)
+            self.steps[number].__dict__.pop("demands", None)
+
+    def _labels_in_views(
+        self, shape: tuple[int, ...], views: list[tuple[str, tuple[Tensor, ...]]]
+    ) -> list[Tensor] | None:
+        found: dict[tuple[int, ...], Tensor] = {}  # parameters put in line, as in cat, share their dimension
+        for name, index in views:
+            for d, at in enumerate(index):
+                axis = self.axes.get((name, d))
+                if axis is not None and axis.any():
+                    (narrow,) = narrow_constant(at)
+                    labels = torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape)
+                    key = tuple(varying_dims(at))
+                    found[key] = torch.where(labels != 0, labels, found[key]) if key in found else labels
+        return list(found.values()) or None
 
     def prepared(self, inputs: Any, tracer: Any) -> Any:
         """Example inputs as a run takes them: on the meta device, but for what holds integers."""

@@ -9,7 +9,7 @@ of that op stay.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zerogate.errors import first_line
 from zerogate.groups.interpreted import Interpreted, written_sizes
-from zerogate.groups.labels import labels_in, narrow_constant
+from zerogate.groups.labels import labels_in, narrow_constant, squash, varying_dims
 from zerogate.groups.observed import Observations, Repair, Step, scalars_among
 from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
 from zerogate.groups.shapes import bind
@@ -31,6 +31,8 @@ _SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_n
 _SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
 """Ops whose integers are sizes; what they mean shows in the shape of the result."""
 _NUMBERED = {*MOVES, *CUTS} - {"cat", "flatten", "transpose", "permute"}
+_SPREADS = {"expand", "expand_as", "broadcast_to", "repeat"}
+_WRITES = {"index_add", "index_copy", "index_put", "scatter", "scatter_add"}
 _ATTEMPTS = 12  # attributes tried for one line of code
 
 
@@ -87,6 +89,8 @@ class _Replay(Tracer):
         self.norms = {n.module for n in seen.norms}  # tried alone, numbers and all
         self._even = self.by_tensor()
         """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
+        self._written: dict[int, Any] = {}
+        """Memory of which that is no longer true; held."""
 
     def before(self, func: Any) -> None:
         name = func.overloadpacket.__name__
@@ -112,7 +116,11 @@ class _Replay(Tracer):
             if shape != self.sizes.shape(full, labels) and 0 not in full:
                 if labels is not None or even is None or len(shape) != len(full):
                     raise _Left(_wrong_size(step))
+                if step.name in _SPREADS and not _spread(args[0], shape, full):
+                    raise _Left(_wrong_size(step))
                 self._even[x] = even
+            elif labels is not None and self._even and any(x is given for given in args):
+                self._written[x.untyped_storage()._cdata] = x.untyped_storage()
         if step.name in FACTORIES:
             if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
                 raise _Left(f"{step.name} with a number that depends on the size")
@@ -142,10 +150,17 @@ class _Replay(Tracer):
         name = func.overloadpacket.__name__
         if name in FACTORIES:
             return True
-        if not self._even:
-            return None
-        held = [self._even.get(x) for x in tensors_among((args, kwargs))]
+        tensors = tensors_among((args, kwargs))
+        held: list[bool | None] = []
+        if self._even:
+            held = [None if x.untyped_storage()._cdata in self._written else self._even.get(x) for x in tensors]
         if all(even is None for even in held):
+            return False if name in _SPREADS else None
+        if name in CUTS:
+            return all(even is True for even in held)
+        if name in ("gather", "take_along_dim") and held[0] is None:
+            return None
+        if name.removesuffix("_") in _WRITES and all(even is None for even in held[1:]):
             return None
         if name in SAME or is_pointwise(func) or name in TURNS:
             return all(even is True for even in held)
@@ -159,6 +174,12 @@ class _Replay(Tracer):
 
 class _Left(Exception):
     pass
+
+
+def _spread(x: Tensor, shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether x is 1 long wherever what was made of it has another length than recorded."""
+    sizes = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
+    return all(n == 1 or now == was for n, now, was in zip(sizes, shape, full, strict=True))
 
 
 def _wrong_size(step: Step) -> str:
@@ -256,8 +277,12 @@ def _widths(step: Step) -> list[Demand]:
 
 
 def _asked(step: Step) -> list[Demand]:
-    """`_demands`, and where an op takes no sizes those of what it made."""
-    return _demands(step) + ([] if step.name in (*MOVES, *CUTS) else _widths(step))
+    """`_demands`, and where an op takes no sizes those of what it made; of a cut those of what it was given: its own may be
+    worked out from them, as in ``x.split(self.width // 2)``."""
+    if step.name not in CUTS:
+        return _demands(step) + ([] if step.name in MOVES else _widths(step))
+    given = [(n, d, _rows(labels, d)) for labels in step.entering for d, n in enumerate(labels.shape)]
+    return _demands(step) + [Demand(n, rows, "given", d) for n, d, rows in given if rows is not None]
 
 
 def follow_written_sizes(model: Interpreted, seen: Observations) -> None:
@@ -275,8 +300,9 @@ def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) ->
     except _Left as left:
         return Stop(mode.at, str(left))
     except Exception as error:
-        if mode.running and seen.steps[mode.at].name in (*MOVES, *CUTS):
-            return Stop(mode.at, _wrong_size(seen.steps[mode.at]))
+        step = seen.steps[mode.at] if mode.running else None
+        if step is not None and (step.name in (*MOVES, *CUTS) or is_pointwise(step.func)):
+            return Stop(mode.at, _wrong_size(step))
         return Stop(mode.at, f"the forward depends on its size ({type(error).__name__}: {first_line(error)})")
     return None if mode.at == len(seen.steps) else Stop(mode.at, "the forward takes another way")
 
@@ -306,6 +332,7 @@ def settle(
     generator = torch.Generator().manual_seed(0)
     numbered = [s for s in seen.steps if s.name in _NUMBERED and _demands(s)]
     while structure.units:
+        seen.name_moved()
         kept = _some(structure, generator, step)
         stop = _try(model, inputs, seen, structure, kept, cut)
         while stop is not None and (further := _repair(model, inputs, seen, structure, cut, kept, stop)) is not None:
@@ -488,36 +515,70 @@ def _tie(
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module],
     stop: Stop,
 ) -> Structure | None:
-    """Ties what a step works on to what its module was given, place by place, where that lets the run go on past it.
+    """Ties what a step works on to something else, place by place, where that lets the run go on past it.
 
-    ``B, N, C = x.shape; … .reshape(B, N, C)``: a module that gives its result the width of its input goes on working if
-    both always lose the same places.
+    Either to what an attribute counts already: a number of heads that is used for two things goes on being right if both
+    always lose the same places. Or to what its module was given: ``B, N, C = x.shape; … .reshape(B, N, C)`` gives the
+    result the width of the input.
     """
-    if stop.step >= len(seen.steps) or (seen.steps[stop.step].place, "tie") in seen.hopeless:
+    if stop.step >= len(seen.steps):
         return None
     step = seen.steps[stop.step]
+    widths = f"tie {_wide(step)}"
+    if (step.place, widths) in seen.hopeless:
+        return None
+    alike = [s for s in seen.steps if s.place == step.place and s.name == step.name and _wide(s) == _wide(step)]
+    modules = dict(model.named_modules())
+    counted = dict.fromkeys(pair for pair, _ in _counted(seen, modules, step))
     state, repairs = seen.labels.state(), dict(seen.repairs)
-    changes = seen.labels.changes
-    for other in seen.steps:
-        if other.place == step.place and other.name == step.name:
+    for pair in [*counted, None]:
+        changes = seen.labels.changes
+        for other in alike:
+            if pair is not None:
+                for found, (mine, rows) in _counted(seen, modules, other):
+                    if found == pair:
+                        seen.labels.unite(mine.amax(1), rows.amax(1))
+                continue
             for mine in tensors_among([other.entering, [found for _, found in other.outs]]):
                 for given in seen.given.get(other.module, ()):
                     if (structure.unit_of[labels_in(given)] >= 0).all():
                         _tie_places(seen, mine, given)
-    if seen.labels.changes != changes:
-        structure = build()
-        if structure.units and (structure.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
-            kept = _some(structure, torch.Generator().manual_seed(1))
-            further = _try(model, inputs, seen, structure, kept, cut)
-            if further is not None and further.step == stop.step:
-                seen.hopeless.discard((step.place, step.name))
-                further = _repair(model, inputs, seen, structure, cut, kept, further) or further
-            if further is None or further.step > stop.step:
-                return replace(structure, repairs=repairs_of(seen, structure.unit_of))
-    seen.labels.restore(state)
-    seen.repairs = repairs
-    seen.hopeless.add((step.place, "tie"))
+        if seen.labels.changes != changes:
+            tied = build()
+            seen.name_moved()
+            if tied.units and (tied.unit_of[_among(step.entering, [found for _, found in step.outs])] >= 0).any():
+                for seed in (1, 2, 3):  # a draw may meet what is wrong further up, and right by chance in others
+                    kept = _some(tied, torch.Generator().manual_seed(seed))
+                    further = _try(model, inputs, seen, tied, kept, cut)
+                    if further is None or further.step >= stop.step:
+                        break
+                if further is not None and further.step == stop.step:
+                    seen.hopeless.discard((step.place, step.name))
+                    further = _repair(model, inputs, seen, tied, cut, kept, further) or further
+                if further is None or further.step > stop.step:
+                    return replace(tied, repairs=repairs_of(seen, tied.unit_of))
+        seen.labels.restore(state)
+        seen.repairs = dict(repairs)
+    seen.hopeless.add((step.place, widths))
     return None
+
+
+def _counted(
+    seen: Observations, modules: dict[str, nn.Module], step: Step
+) -> Iterator[tuple[tuple[int, str, int | None], tuple[Tensor, Tensor]]]:
+    """Attributes that have the size that a step was given but count something else already: how far up from its module
+    each is, its name and entry, and the rows of labels of both."""
+    for size, rows, *_ in _demands(step):
+        for up, path in enumerate([*_upwards(step.module), *_inside(modules, step.module)]):
+            for attribute, entry in holders(modules.get(path), size):
+                held = seen.repairs.get((path, attribute, entry))
+                if held is not None and len(held.rows) == len(rows) and not torch.equal(held.rows, rows):
+                    yield (up, attribute, entry), (rows, held.rows)
+
+
+def _wide(step: Step) -> list[tuple[int, ...]]:
+    """How wide what a step works on is, along the dimensions of its channels; alike in blocks of one width."""
+    return [tuple(x.shape[d] for d in varying_dims(squash(x))) for x in step.entering]
 
 
 def _tie_places(seen: Observations, mine: Tensor, given: Tensor) -> None:
@@ -567,7 +628,11 @@ def _give_up(
         if further is None or further.step > stop.step:
             for s in steps:
                 if s is step or (
-                    s.place[1] and s.place == step.place and s.name == step.name and s.name in (*MOVES, *CUTS)
+                    s.place[1]
+                    and s.place == step.place
+                    and s.name == step.name
+                    and s.name in (*MOVES, *CUTS)
+                    and _wide(s) == _wide(step)
                 ):
                     reason = located(stop.why, s.module, s.place)
                     seen.labels.freeze(torch.cat([what(s) for what in choice]), reason)

@@ -148,7 +148,7 @@ def build(
     return Structure(
         held_axes,
         tuple(groups),
-        tuple(seen.calls),
+        tuple(_repeated(seen, unit_of)),
         inputs,
         refused,
         tuple(n for n in norms if (n.labels >= 0).any()),
@@ -157,6 +157,19 @@ def build(
         dict(seen.read_otherwise),
         unit_of,
     )
+
+
+def _repeated(seen: Observations, unit_of: Tensor) -> list[Call]:
+    """All calls; those that are made once for each channel with an axis that counts these."""
+    calls = list(seen.calls)
+    if seen.repeated:
+        weights = {c.weight for c in calls}
+        axes = {tuple(unit_of[v].tolist()): axis for axis, v in seen.axes.items() if axis[0] in weights}
+        for number, vector in seen.repeated.items():
+            axis = axes.get(tuple(unit_of[vector].tolist()))
+            if axis is not None and (unit_of[vector] >= 0).any():
+                calls[number] = replace(calls[number], macs=calls[number].macs / len(vector), repeats=axis)
+    return calls
 
 
 def _grouped(

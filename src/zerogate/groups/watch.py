@@ -29,6 +29,7 @@ from zerogate.groups.rules.op import replaced
 from zerogate.groups.trace import LAYOUT, Tracer, meta_copy, quick_copy, tensors_among
 from zerogate.tensors import deep_copy, modules_by_name, named_tensors, owner_of
 
+_FOLLOWED = 1 << 22  # entries of memory up to which what is written into it is followed
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
@@ -138,11 +139,13 @@ def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> 
             "give zerogate the module whose outputs matter"
         )
     for x in outputs:
+        watcher.stored(x)
         watcher.used(x)
         if (labels := watcher.labels_of(x)) is not None:
             watcher.seen.labels.freeze(squash(labels), "an output of the network")
     watcher.seen.twin = untouched
     watcher.finish()
+    watcher.seen.name_moved()
     for name, module in modules_by_name(twin).items():
         if isinstance(module, Attention) and module.called:
             watcher.seen.attention[name] = dict(module.called)
@@ -171,6 +174,10 @@ class Watcher(Tracer):
         self._entered: dict[str, int] = {}
         self._normed: dict[str, set[int]] = {}  # runs of a module in which it has normalised over channels
         self._mixed = self.by_tensor()
+        self._bases: dict[int, tuple[tuple[int, ...], tuple[int, ...], Any]] = {}
+        """Memory that a factory made → its shape and strides; held, so that no other takes its place."""
+        self._written: dict[int, tuple[Tensor, Any]] = {}
+        """Memory into which channels were written → its labels; held."""
         self._constant = self.by_tensor()
         """Results of factories, and what was made of them alone → the labels they have met."""
         self.rewritten = isinstance(model, Interpreted)
@@ -201,6 +208,44 @@ class Watcher(Tracer):
             steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
             self._raw[name] = View(name, tuple(i.expand(shape) for i in steps))
         return [self._raw[name]]
+
+    def stored(self, x: Tensor) -> None:
+        """Gives a tensor its labels if channels have been written into its memory under another name."""
+        if not self._written or x in self._labels:
+            return
+        memory = self._written.get(x.untyped_storage()._cdata)
+        if memory is not None:
+            labels = squash(memory[0].flatten().as_strided(x.shape, x.stride(), x.storage_offset()))
+            self._labels[x] = labels
+            if len(varying_dims(labels)) > 1:
+                self.seen.boxes.append(Box(labels, self.where("memory into which different channels are written")))
+
+    def _write(self, x: Tensor, labels: Tensor) -> bool:
+        """Notes that channels are written into memory that a factory made. They lie there at their own places; along other
+        dimensions all of it has them, as what is put in line with channels has. False where it cannot be followed."""
+        storage, vary = x.untyped_storage(), varying_dims(labels)
+        base = self._bases.get(storage._cdata)
+        if base is None or not vary or math.prod(base[0]) > _FOLLOWED:
+            return False
+        shape, strides, _ = base
+        memory, _ = self._written.get(storage._cdata, (torch.zeros(shape, dtype=torch.int64), None))
+        part, order = memory, []
+        for d in vary:
+            found = [
+                b for b, (n, stride) in enumerate(zip(shape, strides, strict=True)) if n > 1 and stride == x.stride(d)
+            ]
+            start = x.storage_offset() // x.stride(d) % shape[found[0]] if found else 0
+            if len(found) != 1 or start + x.shape[d] > shape[found[0]]:
+                return False
+            part = part.narrow(found[0], start, x.shape[d])
+            order.append(found[0])
+        put = labels[tuple(slice(None) if d in vary else 0 for d in range(labels.ndim))]
+        put = put.permute(sorted(range(len(order)), key=order.__getitem__))
+        put = put.reshape([part.shape[d] if d in order else 1 for d in range(len(shape))]).expand(part.shape)
+        self.seen.labels.unite(part, put)
+        part.copy_(torch.where(put != 0, put, part))
+        self._written[storage._cdata] = memory, storage
+        return True
 
     def meet_constant(self, x: Tensor, labels: Tensor) -> None:
         """Ties all labels that meet the same constant: as long as it may be, so many there are of each of them."""
@@ -462,6 +507,8 @@ class Watcher(Tracer):
 
     def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
         op = Op(self, func, args, kwargs, out, tensors)
+        for x in op.tensors:
+            self.stored(x)
         entering = [(x, found) for x in op.tensors if (found := self._labels.get(x)) is not None]
         outputs = tensors_among(out)
         for x in op.tensors:
@@ -478,6 +525,8 @@ class Watcher(Tracer):
             for x in outputs:
                 if x not in self._labels and x not in self._constant:
                     self._constant[x] = self._constant.get(op.tensors[0]) if op.name in LAYOUT else None
+                if op.name in FACTORIES and x.is_contiguous():
+                    self._bases[x.untyped_storage()._cdata] = tuple(x.shape), x.stride(), x.untyped_storage()
         if op.name in LAYOUT:
             return
         self.seen.steps.append(
@@ -489,10 +538,14 @@ class Watcher(Tracer):
                 _plain(args),
                 kwargs and {k: _plain(v) for k, v in kwargs.items()},
                 [found for _, found in entering],
-                [(tuple(x.shape), self._labels.get(x, self._views.get(x))) for x in outputs],
+                [(tuple(x.shape), self._labels.get(x)) for x in outputs],
                 self.node,
             )
         )
+        for i, x in enumerate(outputs):
+            if x in self._views and x not in self._labels:
+                indices = [(v.name, v.index) for v in self._views[x]]
+                self.seen.moved.append((len(self.seen.steps) - 1, i, indices))
 
     def _apply(self, op: Op, labelled: bool) -> Any:
         known = RULES.get(op.name)
@@ -524,7 +577,9 @@ class Watcher(Tracer):
         in_place = any(tensor is x for x in op.tensors)
         if in_place and label is not None and label is not before:
             held, now = narrow_constant(before if before is not None else constant(tensor.shape), label)
-            if ((held == 0) & (now != 0)).any():  # a view of it elsewhere would not know
+            fresh = before is None or tensor.untyped_storage()._cdata in self._written
+            if ((held == 0) & (now != 0)).any() and not (fresh and self._write(tensor, label)):
+                # a view of it elsewhere would not know
                 reason = f"{op.name} writes into a tensor that held no channels"
                 self.seen.labels.freeze(torch.where(held == 0, now, 0), self.where(reason))
         if label is None:
@@ -541,27 +596,10 @@ class Watcher(Tracer):
             self.seen.boxes.append(Box(label, reason))
 
     def finish(self) -> None:
-        """Labels of results that hold parameters alone, once it is known which of these are sliced; norms that do not
-        always run over channels."""
+        """Freezes what norms take that do not always run over channels."""
         for norm in self.seen.norms:
             if len(self._normed[norm.module]) != self._entered[norm.module]:
                 self.seen.labels.freeze(norm.labels, _NOT_ALWAYS.format(norm.module))
-        for step in self.seen.steps:
-            for i, (shape, found) in enumerate(step.outs):
-                if isinstance(found, list):
-                    step.outs[i] = shape, self._labels_in_views(shape, found)
-
-    def _labels_in_views(self, shape: tuple[int, ...], views: list[View]) -> list[Tensor] | None:
-        found: dict[tuple[int, ...], Tensor] = {}  # parameters put in line, as in cat, share their dimension
-        for view in views:
-            for d, index in enumerate(view.index):
-                axis = self.seen.axes.get((view.name, d))
-                if axis is not None and axis.any():
-                    (narrow,) = narrow_constant(index)
-                    labels = torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape)
-                    key = tuple(varying_dims(index))
-                    found[key] = torch.where(labels != 0, labels, found[key]) if key in found else labels
-        return list(found.values()) or None
 
     def _freeze_all(self, op: Op, reason: str) -> None:
         where = self.where(reason)
@@ -571,6 +609,14 @@ class Watcher(Tracer):
                 self.seen.labels.freeze(labels, where)
         if op.name not in LAYERS or op.name in ("mv", "dot", "matmul"):
             self._read_otherwise(op, where)
+
+    def apart(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
+        """Records a layer that runs once for each of these channels, [size], and leaves them apart; per channel it has as
+        many MACs."""
+        views = self.views_of(weight)
+        name = views[0].name if len(views) == 1 and views[0].name in self._parameters else ""
+        self.seen.repeated[len(self.seen.calls)] = vector
+        self._record(owner_of(name), name, None, None, macs * len(vector), channel_dim)
 
     def _record(
         self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from zerogate.groups.labels import any_in, constant, labels_in, over, squash, varying_dims
+from zerogate.groups.labels import along, any_in, constant, labels_in, over, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, View, rule
 from zerogate.groups.rules.pointwise import either, meet
 from zerogate.groups.shapes import broadcast
@@ -21,11 +22,29 @@ def _entering(op: Op, x: Tensor, dim: int) -> Tensor | None:
     return None if found is None else op.channels(found, dim)
 
 
+def _through(op: Op, x: Tensor, weight: Tensor, dim: int, macs: float) -> Tensor | None:
+    """Labels of a result whose input has its channels along other dimensions than the contracted one: a layer along
+    positions leaves channels apart. None where it is not so."""
+    found = op.labels(x)
+    vary = [] if found is None else varying_dims(found)
+    if found is None or not vary or dim % x.ndim in vary:
+        return None
+    n = x.shape[vary[0]]
+    if len(vary) == 1:
+        op.watcher.apart(weight, along(found, vary[0])[:, 0], macs / n, dim)
+    else:
+        op.watcher.apart(weight, torch.zeros(1, dtype=torch.int64), macs, dim)
+    return found.narrow(dim, 0, 1).expand(op.out.shape)
+
+
 @rule("linear")
 def _linear(op: Op) -> Out:
     x, weight, bias = op.bound["input"], op.bound["weight"], op.bound.get("bias")
     if weight.ndim != 2:
         raise Freeze("linear with a weight that is not a matrix")
+    through = _through(op, x, weight, -1, op.out.numel() * weight.shape[1])
+    if through is not None:
+        return through
     made = op.watcher.layer(
         weight,
         bias,
@@ -46,6 +65,10 @@ def _convolution(op: Op) -> Out:
     inputs, outputs = x.shape[channel_dim], op.out.shape[channel_dim]
     positions = (x if transposed else op.out).numel() / (inputs if transposed else outputs)
     macs = positions * math.prod(weight.shape[2:])
+    found = op.labels(x)
+    vary = [] if found is None else [d - x.ndim for d in varying_dims(found)]
+    if channel_dim not in vary and any(d > channel_dim for d in vary):
+        raise Freeze(f"{op.name} over channels")
     vector = _entering(op, x, channel_dim)
     dims = (0, 1) if transposed else (1, 0)
     if groups == 1:
@@ -113,12 +136,18 @@ def _product(op: Op, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None
         raise Freeze(f"{op.name} of a vector")
     weight = _whole_parameter(op, b)
     if b.ndim == 2 and weight is not None:
+        through = _through(op, a, b, -1, op.out.numel() * b.shape[0])
+        if through is not None:
+            return through
         macs = op.out.numel() / b.shape[1]
         entering = _entering(op, a, -1)
         made = op.watcher.layer(b, bias, entering=entering, dims=(0, 1), macs=macs, channel_dim=-1)
         return None if made is None else made.expand(op.out.shape)
     weight = _whole_parameter(op, a)
     if a.ndim == 2 and weight is not None:
+        through = _through(op, b, a, -2, op.out.numel() * a.shape[1])
+        if through is not None:
+            return through
         macs = op.out.numel() / a.shape[0]
         entering = _entering(op, b, -2)
         made = op.watcher.layer(a, bias, entering=entering, dims=(1, 0), macs=macs, channel_dim=-2)
@@ -140,9 +169,9 @@ def _stacked(op: Op, x: Tensor, weight: Tensor, k: int, n: int, bias: Tensor | N
     if found is not None and stack:
         found = op.mix(found, {found.ndim + channel_dim})
         through = squash(found.narrow(channel_dim, 0, 1).expand(op.out.shape))
-        along = tuple(slice(0, 1) if d >= found.ndim - 2 else slice(None) for d in range(found.ndim))
+        places = tuple(slice(0, 1) if d >= found.ndim - 2 else slice(None) for d in range(found.ndim))
         for view in op.views(weight):
-            op.watcher.attach_view(view, found[along].expand(weight.shape))
+            op.watcher.attach_view(view, found[places].expand(weight.shape))
         macs = op.out.numel() * weight.shape[k]
         op.watcher.layer(weight, None, entering=None, dims=(None, None), macs=macs, channel_dim=channel_dim)
         return through
@@ -213,7 +242,12 @@ def _attention(op: Op) -> Out:
     heads = q.shape[-3] if q.ndim > 2 else 1
     if k.ndim > 2 and k.shape[-3] != heads:  # grouped queries
         k, v = (squash(x.repeat_interleave(heads // x.shape[-3], -3)) for x in (k, v))
-    scores = contract(op, q, k.transpose(-1, -2))
+    try:
+        scores = contract(op, q, k.transpose(-1, -2))
+    except Freeze as reason:  # a single head: its queries and keys stay, its values are channels
+        for x in (q, k):
+            op.watcher.seen.labels.freeze(x, op.watcher.where(str(reason)))
+        scores = constant((*q.shape[:-1], k.shape[-2]))
     mask = op.bound.get("attn_mask")
     if mask is not None:
         found = op.labels(mask)

@@ -186,6 +186,45 @@ def _pad(op: Op) -> Out:
     return squash(result.long())
 
 
+@rule("index_put", "index_put_")
+def _index_put(op: Op) -> Out:
+    """Places are picked along dimensions without channels; what is put there has the channels of the rest."""
+    found, values = op.labels(op.bound["self"]), op.bound["values"]
+    given = op.labels(values)
+    picked = [d for d, i in enumerate(op.bound["indices"]) if i is not None]
+    rest = op.out.ndim - 1 - picked[-1]
+    if given is None and found is None:
+        return None
+    if found is not None and set(picked) & set(varying_dims(found)):
+        raise Freeze(f"{op.name} among channels")
+    if given is None:
+        return found
+    if any(d < given.ndim - rest for d in varying_dims(given)):
+        raise Freeze(f"{op.name} of other channels at each place")
+    put = given[(0,) * max(given.ndim - rest, 0)].expand(op.out.shape)
+    if found is None:
+        return squash(put)
+    op.unite(found, put)
+    return squash(torch.where(found != 0, found, put))
+
+
+@rule("index_add", "index_add_", "index_copy", "index_copy_", "scatter_add", "scatter_add_", "scatter", "scatter_")
+def _added(op: Op) -> Out:
+    """Places are picked along one dimension; what is put there has the same channels."""
+    found, source = op.labels_or_zero(op.bound["self"]), op.bound.get("source", op.bound.get("src"))
+    dim = op.bound["dim"] % found.ndim
+    given = op.labels(source) if isinstance(source, Tensor) else None
+    if dim in varying_dims(found) or (given is not None and dim in varying_dims(given)):
+        raise Freeze(f"{op.name} among channels")
+    if given is None:
+        return found
+    if any(n != m for d, (n, m) in enumerate(zip(given.shape, found.shape, strict=True)) if d != dim):
+        raise Freeze(f"{op.name} at a part of the places")
+    put = given.narrow(dim, 0, 1).expand(found.shape)
+    op.unite(found, put)
+    return squash(torch.where(found != 0, found, put))
+
+
 @rule("topk", "sort", "kthvalue", "msort")
 def _ordered(op: Op) -> Out:
     found = op.labels(op.args[0])

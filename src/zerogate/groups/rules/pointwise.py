@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import narrow_constant, squash, varying_dims
+from zerogate.groups.labels import constant, narrow_constant, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, rule, words
 
 POINTWISE = words("""
@@ -37,6 +37,7 @@ def pointwise(op: Op) -> Out:
         if met is None:
             met = found
         elif met is not found:
+            met, found = _several(op, met, found), _several(op, found, met)
             op.unite(met, found)
             met = squash(either(met, found))
     if met is None:
@@ -45,6 +46,15 @@ def pointwise(op: Op) -> Out:
         if op.labels(x) is None:
             meet(op, x, met)
     return met
+
+
+def _several(op: Op, mine: Tensor, other: Tensor) -> Tensor:
+    """Labels, or none where a single one meets many: a map of one channel by which all others are scaled stays, and does
+    not tie them."""
+    if varying_dims(mine) or not varying_dims(other) or not mine.any():
+        return mine
+    op.watcher.seen.labels.freeze(mine, op.watcher.where(f"{op.name} of a single channel with others"))
+    return constant(mine.shape)
 
 
 def meet(op: Op, x: Tensor, labels: Tensor) -> None:
