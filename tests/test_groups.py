@@ -132,6 +132,9 @@ REFUSING = {
     "cumulative sum": (lambda x: x.cumsum(1), "cumsum over channels"),
     "sort": (lambda x: x.sort(1).values, "sort over channels"),
     "matmul": (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul over all channels"),
+    "index by values": (lambda x: x[x.flatten(1).argmax(1) % 2], "argmax over channels"),
+    "index by a mask": (lambda x: x[(x > 9e9).sum((1, 2, 3)) == 0], "sum over channels"),
+    "picked at channels' places": (lambda x: x.gather(0, (x > 0).long()), "gather by channels"),
     "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "to a size that is written down"),
     "convolution along channels": (
         lambda x: (
@@ -591,3 +594,37 @@ def test_sizes_that_are_worked_out_from_an_attribute() -> None:
     assert units(sparse) == {"a": 4, "b": 5}
     close_randomly(sparse, torch.Generator().manual_seed(0), "one")
     assert sparse.compact().width == 2
+
+
+class Detections(nn.Module):
+    """Boxes whose score is high enough, as many as there are, and nothing where there are none."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.a, self.b, self.boxes, self.scores = conv(3, 8), conv(8, 6), conv(6, 4), conv(6, 3)
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu()).relu()
+        boxes, scores = self.boxes(x).flatten(2).mT.flatten(0, 1), self.scores(x).flatten(2).mT.flatten(0, 1)
+        score, kind = scores.max(1)
+        found = score > self.threshold
+        parts = [torch.cat([boxes[found], score[found][:, None], kind[found][:, None]], 1)]
+        return torch.cat([boxes.new_zeros(0, 6), *parts, *(part[len(part) :] for part in parts)])
+
+
+@pytest.mark.parametrize("threshold", [0.1, 1e6], ids=["some", "none"])
+def test_shapes_that_follow_from_values_after_the_last_channel(threshold: float) -> None:
+    """A smaller network finds others: as many as the gated one, whatever the record says."""
+    torch.manual_seed(0)
+    sparse = zg.sparsify(Detections(threshold).double(), torch.randn(2, 3, 6, 6).double())
+    assert sorted(g.units for g in sparse.groups) == [6, 8]
+    counts = []
+    for seed in range(5):
+        close_randomly(sparse, torch.Generator().manual_seed(seed))
+        small, fresh = sparse.compact().eval(), torch.randn(3, 3, 9, 9, dtype=torch.float64)
+        gated, found = sparse.model.eval()(fresh), small(fresh)
+        assert gated.shape == found.shape
+        assert not len(found) or relative(gated, found) <= 1e-10
+        counts.append(len(found))
+    assert len(set(counts)) > 1 if threshold < 1 else not any(counts)

@@ -76,8 +76,25 @@ def _import_torchvision() -> None:
         declared = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
             declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        declared.impl("nms", _non_maximum_suppression, "CPU")
         _DECLARED.append(declared)
         importlib.import_module("torchvision")
+        importlib.import_module("torchvision.extension")._has_ops = lambda: True
+
+
+def _non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Indices of boxes [N, 4] by falling score, without those that overlap a better one by more than the threshold."""
+    left = scores.argsort(descending=True, stable=True)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    best = []
+    while len(left):
+        first, left = left[0], left[1:]
+        best.append(first)
+        low = torch.maximum(boxes[first, :2], boxes[left, :2])
+        high = torch.minimum(boxes[first, 2:], boxes[left, 2:])
+        shared = (high - low).clamp(min=0).prod(1)
+        left = left[shared <= threshold * (area[first] + area[left] - shared)]
+    return torch.stack(best) if best else left
 
 
 _DECLARED: list[torch.library.Library] = []  # declarations last as long as the object that made them

@@ -35,6 +35,13 @@ def _video(name: str) -> Entry:
     return Entry(f"torchvision/{name}", partial(_make, f"video.{name}"), inputs)
 
 
+def _detector(name: str, **options: Any) -> Entry:
+    """Takes a list of images, and makes them one size itself. Without a threshold something is found at random weights."""
+    found = {"score_thresh": 0.0, "topk_candidates": 50, "detections_per_img": 20}
+    make = partial(_make, f"detection.{name}", weights_backbone=None, num_classes=5, **found, **options)
+    return Entry(f"torchvision/{name}", make, lambda b, v: ([*images(b, v, 96, 128)],))
+
+
 ENTRIES = (
     _classifier("alexnet", 224, 256),
     _classifier("vgg11_bn", 64, 96),
@@ -62,5 +69,7 @@ ENTRIES = (
     _segmenter("deeplabv3_resnet50", 96, 128),
     _segmenter("fcn_resnet50", 96, 128),
     _segmenter("lraspp_mobilenet_v3_large", 96, 128),
+    _detector("ssdlite320_mobilenet_v3_large"),
+    _detector("retinanet_resnet50_fpn", min_size=96, max_size=128),
     _video("r3d_18"),
 )

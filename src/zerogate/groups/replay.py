@@ -78,6 +78,10 @@ class Sizes:
                 self._shapes[key] = tuple(left) if whole else None
         return self._shapes[key]
 
+    def cuts(self, labels: Any) -> bool:
+        """Whether any of these labels is removed."""
+        return any(not bool(self.kept[narrow_constant(each)[0]].all()) for each in tensors_among([labels]))
+
     def count(self, rows: Tensor) -> int:
         return int(self.kept[rows].any(1).sum()) if len(rows) else 0
 
@@ -89,12 +93,16 @@ class _Replay(Tracer):
         self.norms = {n.module for n in seen.norms}  # tried alone, numbers and all
         self._even = self.by_tensor()
         """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
+        self.end = len(self.steps)
+        if not seen.meta:  # what comes after the last channel may take sizes from values, which are others now
+            cut = (i for i in reversed(range(self.end)) if _touched(self.steps[i], sizes))
+            self.end = next(cut, -1) + 1
         self._written: dict[int, Any] = {}
         """Memory of which that is no longer true; held."""
 
     def before(self, func: Any) -> None:
         name = func.overloadpacket.__name__
-        if name in LAYOUT:
+        if name in LAYOUT or self.over:
             return
         if self.at == len(self.steps) or name != self.steps[self.at].name:
             cut = (
@@ -103,7 +111,14 @@ class _Replay(Tracer):
             raise _Left(_wrong_size(self.steps[self.at]) if cut else "the forward takes another way")
         self.running = True
 
+    @property
+    def over(self) -> bool:
+        """Whether the rest of the run has nothing to do with channels."""
+        return self.at >= self.end < len(self.steps)
+
     def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
+        if self.over:
+            return
         if func.overloadpacket.__name__ in LAYOUT:
             if out is not args[0] and args[0] in self._even:
                 self._even[out] = self._even[args[0]]
@@ -304,7 +319,11 @@ def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) ->
         if step is not None and (step.name in (*MOVES, *CUTS) or is_pointwise(step.func)):
             return Stop(mode.at, _wrong_size(step))
         return Stop(mode.at, f"the forward depends on its size ({type(error).__name__}: {first_line(error)})")
-    return None if mode.at == len(seen.steps) else Stop(mode.at, "the forward takes another way")
+    return None if mode.at >= mode.end else Stop(mode.at, "the forward takes another way")
+
+
+def _touched(step: Step, sizes: Sizes) -> bool:
+    return sizes.cuts(step.entering) or any(sizes.cuts(labels) for _, labels in step.outs if labels is not None)
 
 
 # --- what to do about it ----------------------------------------------------------------------------------------------

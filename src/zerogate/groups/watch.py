@@ -518,6 +518,11 @@ class Watcher(Tracer):
         except Freeze as reason:
             self._freeze_all(op, str(reason))
             labels = None
+        except UnknownValue:
+            raise
+        except Exception as error:  # arguments of a kind that the rule does not know
+            self._freeze_all(op, f"{op.name} cannot be followed ({type(error).__name__}: {first_line(error)})")
+            labels = None
         found = labels if isinstance(labels, list) else [labels] * len(outputs)
         for tensor, label in zip(outputs, found, strict=True):
             self._set(op, tensor, label)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zerogate.errors import first_line
-from zerogate.groups.labels import along, constant, squash, varying_dims
+from zerogate.groups.labels import along, any_in, constant, squash, varying_dims
 from zerogate.groups.rules.op import Freeze, Op, Out, UnknownValue, View, replaced, rule, words
 from zerogate.groups.rules.pointwise import POINTWISE
 
@@ -116,7 +116,7 @@ def _cut(op: Op) -> Out:
 def _pick(op: Op) -> Out:
     """Picking by position is fine as long as it leaves the order of channels alone."""
     before = op.labels(op.args[0])
-    if before is None:
+    if before is None or any(any_in(op.labels_or_zero(x)) for x in op.tensors if x is not op.args[0]):
         raise Freeze(f"{op.name} by channels")
     moved = run(op)
     assert isinstance(moved, Tensor)
@@ -197,7 +197,7 @@ def _index_put(op: Op) -> Out:
         return None
     if found is not None and set(picked) & set(varying_dims(found)):
         raise Freeze(f"{op.name} among channels")
-    if given is None:
+    if given is None or not values.numel():
         return found
     if any(d < given.ndim - rest for d in varying_dims(given)):
         raise Freeze(f"{op.name} of other channels at each place")
@@ -289,6 +289,8 @@ def _cat(op: Op) -> Tensor:
     parts without labels take them on.
     """
     tensors = [x for x in op.args[0] if x.numel()]
+    if not tensors:
+        return constant(op.out.shape)
     dim = op.bound["dim"] % op.out.ndim
     parts = [op.labels_or_zero(x) for x in tensors]
     across = {d for p in parts for d in varying_dims(p)} - {dim}
