@@ -1,9 +1,11 @@
 """Which channels can be removed, and which only together, found by watching the model run once."""
 
+from zerogate.groups.copies import plain_copy, shared_twin, twin_of
 from zerogate.groups.observed import Axis, Call, Norm, Observations, Repair
 from zerogate.groups.replay import follow_written_sizes, holders, settle
+from zerogate.groups.running import Inputs, call, kept_rng, tensors_of
 from zerogate.groups.structure import KINDS, Group, Structure, build
-from zerogate.groups.watch import Inputs, call, kept_rng, plain_copy, shared_twin, tensors_of, twin_of, watch
+from zerogate.groups.watch import watch
 
 __all__ = [
     "KINDS",

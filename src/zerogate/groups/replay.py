@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import first_line
+from zerogate.groups.copies import quick_copy
 from zerogate.groups.interpreted import Interpreted, written_sizes
 from zerogate.groups.labels import labels_in, narrow_constant, squash, varying_dims
 from zerogate.groups.observed import Observations, Repair, Step, scalars_among
+from zerogate.groups.parameters import located
 from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
+from zerogate.groups.running import Inputs, call
 from zerogate.groups.shapes import bind
 from zerogate.groups.structure import Structure, repairs_of
-from zerogate.groups.trace import LAYOUT, Tracer, quick_copy, tensors_among
-from zerogate.groups.watch import Inputs, call, located
+from zerogate.groups.trace import LAYOUT, Tracer, tensors_among
 from zerogate.tensors import modules_by_name, named_tensors
 
 _SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_norm", "native_group_norm"}

@@ -7,12 +7,8 @@ repeated with data.
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections import OrderedDict
-from functools import cache
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -20,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from zerogate.groups.copies import on_meta
 from zerogate.groups.interpreted import Interpreted
 from zerogate.groups.rules import UnknownValue
 from zerogate.groups.rules.op import replaced
-from zerogate.groups.shapes import arguments_of, like, result_of
-from zerogate.tensors import WithoutGraph, modules_by_name
+from zerogate.groups.shapes import arguments_of, result_of
+from zerogate.tensors import modules_by_name
 
 Place = tuple[str, int]
 """File and line of the user's code."""
@@ -33,67 +30,6 @@ LAYOUT = {"contiguous", "alias", "detach", "lift_fresh"}
 _KNOWN = 1 << 20  # entries up to which values are computed along
 _META = torch.device("meta")
 _ASKS = {"item", "_local_scalar_dense", "is_nonzero", "equal", "tolist"}
-
-
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model whose floating-point parameters and buffers are on the meta device; costs no memory."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in [*module._parameters.values(), *module._buffers.values()]:
-            if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = _on_meta(tensor) if tensor.is_floating_point() else tensor.detach().clone()
-    return quick_copy(model, memo)
-
-
-def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """`copy.deepcopy`, which spends most of its time on the many empty dicts of a module, without these."""
-    with WithoutGraph():
-        return _quick_copy(module, {} if memo is None else memo)
-
-
-def _quick_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    if id(module) in memo:
-        return memo[id(module)]
-    kind = type(module)
-    if not _copied_plainly(kind):  # type: ignore[arg-type]
-        return copy.deepcopy(module, memo)
-    twin = kind.__new__(kind)
-    memo[id(module)] = twin
-    own = twin.__dict__
-    for name, value in vars(module).items():
-        of = type(value)
-        if of in _ATOMS or (of is tuple and all(type(x) in _ATOMS for x in value)):
-            own[name] = value
-        elif of in _HOLDERS and not value:
-            own[name] = of()
-        elif name == "_modules":
-            own[name] = {n: child if child is None else _quick_copy(child, memo) for n, child in value.items()}
-        elif name in ("_parameters", "_buffers"):
-            own[name] = {n: memo[id(x)] if id(x) in memo else copy.deepcopy(x, memo) for n, x in value.items()}
-        else:
-            own[name] = copy.deepcopy(value, memo)
-    return twin
-
-
-@cache
-def _copied_plainly(kind: type) -> bool:
-    """Whether copying a module of this class is copying its attributes."""
-    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
-    if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own):
-        return False
-    owner = next(c for c in kind.__mro__ if "__setstate__" in vars(c))
-    # those of torch's layers only fill in what old pickles lack
-    return owner.__module__.startswith("torch.nn.modules.") and owner is not nn.RNNBase
-
-
-_ATOMS = {int, float, bool, str, type(None), type, torch.dtype, torch.device, torch.Size}
-_ATOMS |= {FunctionType, BuiltinFunctionType}
-_HOLDERS = {dict, OrderedDict, set}
-
-
-def _on_meta(x: Tensor) -> Tensor:
-    empty = like(x)
-    return nn.Parameter(empty, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else empty
 
 
 def tensors_among(arguments: Any) -> list[Tensor]:
@@ -194,7 +130,7 @@ class Tracer(TorchDispatchMode):
         shape = self._shapes.get(x)
         if shape is None:
             with torch.inference_mode(False):  # views of it are tracked like those of any parameter or buffer
-                shape = self._shapes[x] = _on_meta(x)
+                shape = self._shapes[x] = on_meta(x)
             if x.numel() <= _KNOWN:
                 self._values[shape] = x
         return shape

@@ -14,7 +14,7 @@ from zerogate.groups.labels import along, constant, over, squash, varying_dims
 from zerogate.groups.shapes import bind
 
 if TYPE_CHECKING:
-    from zerogate.groups.watch import Watcher
+    from zerogate.groups.watcher import Watcher
 
 Out = Tensor | list[Tensor | None] | None
 Rule = Callable[["Op"], Out]

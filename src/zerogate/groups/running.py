@@ -1,0 +1,51 @@
+"""Running a model on example inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """model(tensor), model(*tuple) or model(**mapping)."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in nested containers and dataclasses, in order; caches and other objects are left alone."""
+    found = []
+    for x in tree_leaves(value):
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, Mapping):
+            found += tensors_of(list(x.values()))
+        elif dataclasses.is_dataclass(x) and not isinstance(x, type):
+            found += tensors_of([getattr(x, f.name) for f in dataclasses.fields(x)])
+    return found
+
+
+@contextmanager
+def kept_rng(model: nn.Module) -> Iterator[None]:
+    """Leaves the random state of the CPU and of the model's devices as it was, and that of Python and NumPy."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    python, numpy = random.getstate(), sys.modules.get("numpy")  # a forward that draws from NumPy has imported it
+    drawn = numpy.random.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(drawn)
