@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
@@ -154,6 +155,8 @@ class Tracer(TorchDispatchMode):
         self.node = ""
         self.line: Place | None = None
         """The node that runs, and its line, where the model is an exported graph."""
+        self.results: dict[Any, Any] = {}
+        """Op and shapes of its operands → its results on the meta device."""
         self._values = self.by_tensor()
         self._shapes = self.by_tensor()
         self._stale: dict[int, Any] = {}  # held, so that no other storage takes their place
@@ -174,7 +177,7 @@ class Tracer(TorchDispatchMode):
         """Called after an op has run; ``tensors`` are those among its arguments."""
         raise NotImplementedError
 
-    def before(self, func: Any) -> None:
+    def before(self, func: Any, args: Any, kwargs: Any) -> None:
         """Called before an op runs."""
 
     def entered(self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -201,7 +204,7 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.before(func)
+        self.before(func, args, kwargs)
         tensors = tensors_among(args)
         if kwargs:
             tensors += tensors_among(kwargs)
@@ -237,7 +240,7 @@ class Tracer(TorchDispatchMode):
             real_args, real_kwargs = _on(real_args, torch.device("cpu")), _on(real_kwargs, torch.device("cpu"))
         elif not tensors and any(device for *_, device in arguments_of(func)):
             kwargs = {**kwargs, "device": _META}
-        out = func(*args, **kwargs)
+        out = self._shaped(func, args, kwargs, tensors)
         if not known:
             self._forget(func, args, values)
             return out
@@ -250,6 +253,26 @@ class Tracer(TorchDispatchMode):
         for x, held in zip(outs, tensors_among(real), strict=True):
             if not any(x is t for t in tensors):
                 self._values[x] = held
+        return out
+
+    def _shaped(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        """What an op gives on the meta device, run once for all operands of these shapes."""
+        if any(written for _, _, written, _ in arguments_of(func)):
+            return func(*args, **kwargs)
+        key = (func, torch.get_default_dtype(), _key(args), _key(kwargs))
+        try:
+            known = self.results.get(key)
+        except TypeError:  # an argument that cannot be looked up
+            return func(*args, **kwargs)
+        if known is not None:
+            return known() if isinstance(known, _Result) else [made() for made in known]
+        out = func(*args, **kwargs)
+        parts = [out] if isinstance(out, Tensor) else out
+        if isinstance(parts, (list, tuple)) and all(isinstance(x, Tensor) for x in parts):
+            held = {x.untyped_storage()._cdata for x in tensors}
+            if not any(x.untyped_storage()._cdata in held or x._is_view() for x in parts):
+                made = [_Result(tuple(x.shape), x.stride(), x.dtype) for x in parts]
+                self.results[key] = made[0] if isinstance(out, Tensor) else made
         return out
 
     def _forget(self, func: Any, args: Any, values: dict[int, Tensor | None]) -> None:
@@ -280,6 +303,29 @@ _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 _ONE_TYPE = set("linear conv1d conv2d conv3d matmul mm bmm addmm baddbmm".split())
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A tensor on the meta device, to be made again."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __call__(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=_META)
+
+
+def _key(arguments: Any) -> Any:
+    """All that the shape of a result depends on, to look it up."""
+    if isinstance(arguments, Tensor):
+        return arguments.shape, arguments.stride(), arguments.dtype
+    if isinstance(arguments, (list, tuple)):
+        return tuple([_key(x) for x in arguments])
+    if isinstance(arguments, dict):
+        return tuple([(name, _key(x)) for name, x in arguments.items()])
+    return type(arguments), arguments  # 1, 1.0 and True are equal
 
 
 def _replace(arguments: Any, values: dict[int, Tensor | None]) -> Any:

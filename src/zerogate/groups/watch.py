@@ -162,7 +162,8 @@ class Watcher(Tracer):
         super().__init__(meta)
         self.follow(model)
         self.seen = Observations(meta=meta)
-        self.inputs = self.seen.prepared(inputs, self)
+        self.results = self.seen.results
+        self.inputs = self.seen.prepared(inputs)
         self._labels = self.by_tensor()
         self._views = self.by_tensor()
         self._names = {id(tensor): name for name, tensor in named_tensors(model)}
