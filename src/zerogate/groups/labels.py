@@ -93,17 +93,17 @@ class Labels:
         self._root = root
         return root
 
-    def reasons(self) -> dict[int, str]:
-        """Class → why it stays, for every class that does."""
-        root = self.roots()
-        if not self._frozen:
-            return {}
-        classes = root[torch.cat([labels for labels, _ in self._frozen])]
-        which = torch.repeat_interleave(torch.tensor([len(labels) for labels, _ in self._frozen]))
-        first = torch.full((len(root),), len(self._frozen)).scatter_reduce(0, classes, which, "amin")
-        frozen = classes.unique()
-        frozen = frozen[frozen != 0]
-        return {c: self._frozen[i][1] for c, i in zip(frozen.tolist(), first[frozen].tolist(), strict=True)}
+    def reasons(self) -> tuple[Tensor, list[str]]:
+        """For each class the number of the reason why it stays, int64 [count], −1 for those that do not; and the reasons."""
+        root, texts = self.roots(), [reason for _, reason in self._frozen]
+        why = torch.full((len(root),), len(texts))
+        if texts:
+            classes = root[torch.cat([labels for labels, _ in self._frozen])]
+            which = torch.repeat_interleave(torch.tensor([len(labels) for labels, _ in self._frozen]))
+            why.scatter_reduce_(0, classes, which, "amin")
+        why[why == len(texts)] = -1
+        why[0] = -1
+        return why, texts
 
 
 def narrow_constant(*labels: Tensor) -> list[Tensor]:

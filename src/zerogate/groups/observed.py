@@ -157,6 +157,8 @@ class Observations:
     """Lines of code for which no attribute, or no tie, was found."""
     twin: nn.Module | None = None
     """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
+    results: dict[Any, Any] = field(default_factory=dict)
+    """What all runs on the meta device share: see `Tracer.results`."""
     settled_at: int = -1
     """The state of the labels in which all boxes were found whole."""
     moved: list[tuple[int, int, list[tuple[str, tuple[Tensor, ...]]]]] = field(default_factory=list)
@@ -198,7 +200,7 @@ class Observations:
                     found[key] = torch.where(labels != 0, labels, found[key]) if key in found else labels
         return list(found.values()) or None
 
-    def prepared(self, inputs: Any, tracer: Any) -> Any:
+    def prepared(self, inputs: Any) -> Any:
         """Example inputs as a run takes them: on the meta device, but for what holds integers."""
 
         def prepare(x: Any) -> Any:
@@ -206,6 +208,7 @@ class Observations:
                 return x
             if not self.meta:
                 return x.detach().clone()
-            return like(x) if x.is_floating_point() else tracer.known(x)
+            # left as it is, so that indexing it with a list does not lose the list's values
+            return like(x) if x.is_floating_point() else x.detach().to("cpu", copy=True)
 
         return tree_map(prepare, inputs)

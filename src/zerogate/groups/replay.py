@@ -44,6 +44,8 @@ class Stop:
 
     step: int
     why: str
+    given: Any = None
+    """What the op there was given: its name, its numbers, and the shapes of its tensors; None where no op was under way."""
 
 
 class Sizes:
@@ -92,6 +94,7 @@ class _Replay(Tracer):
     def __init__(self, seen: Observations, sizes: Sizes) -> None:
         super().__init__(seen.meta)
         self.steps, self.sizes, self.at, self.running = seen.steps, sizes, 0, False
+        self.now: tuple[Any, Any, Any] = None, (), {}
         self.norms = {n.module for n in seen.norms}  # tried alone, numbers and all
         self._even = self.by_tensor()
         """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
@@ -102,10 +105,11 @@ class _Replay(Tracer):
         self._written: dict[int, Any] = {}
         """Memory of which that is no longer true; held."""
 
-    def before(self, func: Any) -> None:
+    def before(self, func: Any, args: Any, kwargs: Any) -> None:
         name = func.overloadpacket.__name__
         if name in LAYOUT or self.over:
             return
+        self.now = func, args, kwargs
         if self.at == len(self.steps) or name != self.steps[self.at].name:
             cut = (
                 self.at < len(self.steps) and self.steps[self.at].name in CUTS
@@ -310,22 +314,29 @@ def follow_written_sizes(model: Interpreted, seen: Observations) -> None:
 def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
     """Runs a smaller model beside the record; where and why it leaves it, or None. ``twin`` is used up."""
     mode = _Replay(seen, sizes)
-    inputs = seen.prepared(inputs, mode)
+    mode.results = seen.results
+    inputs = seen.prepared(inputs)
     try:
         with torch.inference_mode(), mode:
             call(twin, inputs)
     except _Left as left:
-        return Stop(mode.at, str(left))
+        return Stop(mode.at, str(left), _given(mode))
     except Exception as error:
         step = seen.steps[mode.at] if mode.running else None
         if step is not None and (step.name in (*MOVES, *CUTS) or is_pointwise(step.func)):
-            return Stop(mode.at, _wrong_size(step))
-        return Stop(mode.at, f"the forward depends on its size ({type(error).__name__}: {first_line(error)})")
+            return Stop(mode.at, _wrong_size(step), _given(mode))
+        why = f"the forward depends on its size ({type(error).__name__}: {first_line(error)})"
+        return Stop(mode.at, why, _given(mode) if mode.running else None)
     return None if mode.at >= mode.end else Stop(mode.at, "the forward takes another way")
 
 
 def _touched(step: Step, sizes: Sizes) -> bool:
     return sizes.cuts(step.entering) or any(sizes.cuts(labels) for _, labels in step.outs if labels is not None)
+
+
+def _given(mode: _Replay) -> Any:
+    func, args, kwargs = mode.now
+    return func, scalars_among((args, kwargs)), [x.shape for x in tensors_among((args, kwargs))]
 
 
 # --- what to do about it ----------------------------------------------------------------------------------------------
@@ -445,8 +456,37 @@ def _repair(
     modules = modules_by_name(model)
     sizes = _sizes(structure, kept)
     tried: set[tuple[str, str, int | None, int]] = set()
+    alike = _alike(seen, step)
+    everywhere: dict[int, dict[tuple[str, str, int | None], Repair]] = {}
+    ran: dict[tuple[int, ...], Stop] = {}
+
+    def search(attempts: list[list[Repair]]) -> Stop | None:
+        """Where the run stops after the first of these attempts that takes it past the step; they are in force then. What
+        all together do not touch, none of them does, so it goes by halves."""
+        if not attempts:
+            return None
+        before = dict(seen.repairs)
+        these = {id(repair): repair for attempt in attempts for repair in attempt}
+        for number, repair in these.items():
+            if number not in everywhere:
+                everywhere[number] = _everywhere(alike, modules, step, repair)
+            seen.repairs.update(everywhere[number])
+        key = tuple(sorted(these))
+        if key not in ran:
+            followed = replace(structure, repairs=repairs_of(seen, structure.unit_of))
+            ran[key] = _try(model, inputs, seen, followed, kept, cut) or Stop(len(seen.steps) + 1, "")
+        further = ran[key]
+        if len(attempts) == 1 and further.step > stop.step:
+            return further
+        seen.repairs = before
+        if len(attempts) == 1 or (further.step == stop.step and further.given == stop.given is not None):
+            return None
+        half = (len(attempts) + 1) // 2
+        return search(attempts[:half]) or search(attempts[half:])
+
+    held: list[Repair] = []
     for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):
-        wanted: list[tuple[Repair, int]] = []
+        wanted: list[Repair] = []
         for asker in asking:
             for size, rows, *_ in _asked(asker) if asker is step else _demands(asker):
                 now = sizes.count(rows)
@@ -457,28 +497,30 @@ def _repair(
                         key = path, attribute, entry, now
                         if key not in tried and (path, attribute, entry) not in seen.repairs:
                             tried.add(key)
-                            wanted.append((Repair(path, attribute, entry, rows), size))
+                            wanted.append(Repair(path, attribute, entry, rows))
+        held += wanted  # so that no other takes its place
         singles = [[w] for w in wanted]
-        lists: dict[tuple[str, str], list[tuple[Repair, int]]] = {}
+        lists: dict[tuple[str, str], list[Repair]] = {}
         for w in wanted:
-            if w[0].entry is not None:
-                lists.setdefault((w[0].module, w[0].attribute), []).append(w)
+            if w.entry is not None:
+                lists.setdefault((w.module, w.attribute), []).append(w)
         together = [group for group in lists.values() if len(group) > 1]
-        for attempt in [*together, *singles, *([wanted] if 1 < len(wanted) <= 8 else [])][:_ATTEMPTS]:
-            before = dict(seen.repairs)
-            for repair, _ in attempt:
-                seen.repairs.update(_everywhere(seen, modules, step, repair))
-            structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
-            next_stop = _try(model, inputs, seen, structure, kept, cut)
-            if next_stop is None or next_stop.step > stop.step:
-                return next_stop or Stop(len(seen.steps) + 1, "")
-            seen.repairs = before
+        found = search([*together, *singles][:_ATTEMPTS])
+        if found is None and 1 < len(wanted) <= 8:
+            found = search([wanted])
+        if found is not None:
+            return found
     seen.hopeless.add((step.place, step.name))
     return None
 
 
+def _alike(seen: Observations, step: Step) -> list[Step]:
+    """Steps of the same op on the same line of code."""
+    return [s for s in seen.steps if s.place == step.place and s.name == step.name]
+
+
 def _everywhere(
-    seen: Observations, modules: dict[str, nn.Module], step: Step, repair: Repair
+    alike: list[Step], modules: dict[str, nn.Module], step: Step, repair: Repair
 ) -> dict[tuple[str, str, int | None], Repair]:
     """The same repair for all modules of that class that run the same line, and in the child of the same name of those."""
     found = {(repair.module, repair.attribute, repair.entry): repair}
@@ -487,9 +529,7 @@ def _everywhere(
         return found
     above = step.module.startswith(repair.module)
     below = step.module[len(repair.module) :].lstrip(".") if above else repair.module[len(step.module) :].lstrip(".")
-    for other in seen.steps:
-        if other.place != step.place or other.name != step.name:
-            continue
+    for other in alike:
         if not above:
             path = f"{other.module}.{below}".lstrip(".")
         else:
@@ -548,8 +588,8 @@ def _tie(
     widths = f"tie {_wide(step)}"
     if (step.place, widths) in seen.hopeless:
         return None
-    alike = [s for s in seen.steps if s.place == step.place and s.name == step.name and _wide(s) == _wide(step)]
-    modules = dict(model.named_modules())
+    alike = [s for s in _alike(seen, step) if _wide(s) == _wide(step)]
+    modules = modules_by_name(model)
     counted = dict.fromkeys(pair for pair, _ in _counted(seen, modules, step))
     state, repairs = seen.labels.state(), dict(seen.repairs)
     for pair in [*counted, None]:

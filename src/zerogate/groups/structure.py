@@ -100,7 +100,7 @@ def build(
         if tensor in seen.read_otherwise:
             seen.labels.freeze(vector, seen.read_otherwise[tensor])
     _settle_boxes(seen)
-    root, reasons = seen.labels.roots(), seen.labels.reasons()
+    root, (why, reasons) = seen.labels.roots(), seen.labels.reasons()
     names = list(seen.axes)
     lengths = [len(v) for v in seen.axes.values()]
     number = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(lengths, dtype=torch.int64))
@@ -109,8 +109,7 @@ def build(
 
     consumed = {c.consumes for c in seen.calls if c.consumes}
     produced = {c.produces for c in seen.calls if c.produces} | seen.sources
-    _freeze_inputs(seen, root, axes, produced, reasons)
-    input_roots = set(root[seen.inputs].tolist())
+    _freeze_inputs(seen, root, axes, produced, why, reasons)
     wanted = [a in produced and (include is None or owner_of(a[0]) in include) for a in names]
     none = torch.zeros(len(root), dtype=torch.bool)
 
@@ -120,7 +119,8 @@ def build(
     present, has_consumer = none.index_fill(0, held, True), on([a in consumed for a in names])
     chosen = on(wanted) if include is not None else ~none
     is_head = none.index_fill(0, root[torch.cat([*seen.heads, torch.zeros(1, dtype=torch.int64)])], True)
-    free = none.index_fill(0, torch.tensor([0, *reasons], dtype=torch.int64), True).logical_not()
+    free = why < 0
+    free[0] = False
     for excuse, stay in (
         ("no layer consumes it", ~has_consumer),
         ("not among the included layers", ~chosen),
@@ -128,20 +128,22 @@ def build(
         ('its units are channels, which unit="channel" gates', ~is_head if "channel" not in kinds else none),
     ):
         stay = stay & free & present
-        reasons.update(dict.fromkeys(stay.nonzero().flatten().tolist(), excuse))
+        why[stay] = len(reasons)
+        reasons.append(excuse)
         free &= ~stay
     groups, unit_of = _grouped(names, number, held, free & present, is_head, produced, consumed)
     inputs = frozenset(unit_of[root[seen.inputs]].tolist()) - {-1}
-    refused = {}
     stays = ~free
     stays[0] = False
     hit = stays[held]
-    for i, group in zip(*_by_number(number[hit], held[hit]), strict=True):
-        if not set(group) <= input_roots:
-            refused[names[i]] = reasons[min(group)]
+    first = torch.full((len(names),), len(root)).scatter_reduce(0, number[hit], held[hit], "amin")
+    if len(seen.inputs):
+        stays[root[seen.inputs]] = False
+    axes_hit = number[stays[held]].unique_consecutive()
+    refused = {names[i]: reasons[j] for i, j in zip(axes_hit.tolist(), why[first[axes_hit]].tolist(), strict=True)}
     units = unit_of[held]
-    some = set(number[units >= 0].unique().tolist())
-    held_axes = {a: u for i, (a, u) in enumerate(zip(names, units.split(lengths), strict=True)) if i in some}
+    remain = set(number[units >= 0].unique_consecutive().tolist())
+    held_axes = {a: u for i, (a, u) in enumerate(zip(names, units.split(lengths), strict=True)) if i in remain}
     unit_of = unit_of[root]
     owners = {owner_of(name) for name, _ in held_axes}
     norms = (replace(n, labels=unit_of[n.labels]) for n in seen.norms)
@@ -223,12 +225,6 @@ def _grouped(
     return groups, unit_of
 
 
-def _by_number(number: Tensor, values: Tensor) -> tuple[list[int], list[list[int]]]:
-    """The distinct numbers, in ascending order, and the values that stand with each."""
-    distinct, counts = number.unique_consecutive(return_counts=True)
-    return distinct.tolist(), [part.tolist() for part in values.split(counts.tolist())] if len(distinct) else []
-
-
 def repairs_of(seen: Observations, unit_of: Tensor) -> tuple[Repair, ...]:
     repairs = (replace(r, rows=unit_of[r.rows]) for r in seen.repairs.values())
     return tuple(r for r in repairs if (r.rows >= 0).any())
@@ -245,10 +241,8 @@ def _settle_boxes(seen: Observations) -> None:
     settled = False
     while not settled:
         settled = True
-        root, reasons = seen.labels.roots(), seen.labels.reasons()
-        free = torch.ones(len(root), dtype=torch.bool)
-        free[torch.tensor([0, *reasons], dtype=torch.int64)] = False
-        root = torch.where(free[root], root, 0)
+        root, (why, _) = seen.labels.roots(), seen.labels.reasons()
+        root = torch.where(why[root] < 0, root, 0)
         for box in boxes.values():
             (narrow,) = narrow_constant(box.labels)
             labels = squash(root[narrow])
@@ -286,7 +280,12 @@ def _attach(seen: Observations, root: Tensor, box: Box, dim: int, vector: Tensor
 
 
 def _freeze_inputs(
-    seen: Observations, root: Tensor, axes: dict[Axis, Tensor], produced: set[Axis], reasons: dict[int, str]
+    seen: Observations,
+    root: Tensor,
+    axes: dict[Axis, Tensor],
+    produced: set[Axis],
+    why: Tensor,
+    reasons: list[str],
 ) -> None:
     """Network inputs can be selected only in front of a layer that is called as a module and tied to nothing else."""
     if not len(seen.inputs):
@@ -295,11 +294,16 @@ def _freeze_inputs(
     made = {label for axis in produced for label in axes[axis].tolist()}
     attached = {label for axis, vector in axes.items() if axis not in consumed for label in vector.tolist()}
     outside = {label for c in seen.calls if c.consumes and c.host != c.layer for label in axes[c.consumes].tolist()}
+    stays = (why >= 0).tolist()
+    number = len(reasons)
+    reasons += [
+        "a network input that is added to, or scaled with, what a layer makes",
+        "a network input whose consumer's weight is read outside its own forward",
+    ]
     for label in root[seen.inputs].unique().tolist():
-        if label in made or label in attached:
-            reasons.setdefault(label, "a network input that is added to, or scaled with, what a layer makes")
-        elif label in outside:
-            reasons.setdefault(label, "a network input whose consumer's weight is read outside its own forward")
+        tied = label in made or label in attached
+        if not stays[label] and (tied or label in outside):
+            why[label] = number if tied else number + 1
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

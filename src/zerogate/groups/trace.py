@@ -8,6 +8,8 @@ repeated with data.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,11 @@ class Tracer(TorchDispatchMode):
         self.node = ""
         self.line: Place | None = None
         """The node that runs, and its line, where the model is an exported graph."""
+        self.results: dict[Any, Any] = {}
+        """Op and shapes of its operands → its results on the meta device."""
         self._values = self.by_tensor()
+        self._later: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        """Ops whose results are known, in order, that have not been computed as nobody has asked."""
         self._shapes = self.by_tensor()
         self._stale: dict[int, Any] = {}  # held, so that no other storage takes their place
 
@@ -110,7 +116,7 @@ class Tracer(TorchDispatchMode):
         """Called after an op has run; ``tensors`` are those among its arguments."""
         raise NotImplementedError
 
-    def before(self, func: Any) -> None:
+    def before(self, func: Any, args: Any, kwargs: Any) -> None:
         """Called before an op runs."""
 
     def entered(self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -120,8 +126,29 @@ class Tracer(TorchDispatchMode):
         """What a tensor holds, where that is known."""
         if not x.is_meta:
             return x
+        if self._values.get(x) is _LATER:
+            self._catch_up()
         known = self._values.get(x)
         return None if known is None or known.untyped_storage()._cdata in self._stale else known
+
+    def _has_value(self, x: Tensor) -> bool:
+        if not x.is_meta:
+            return True
+        known = self._values.get(x)
+        if known is None or known is _LATER:
+            return known is not None
+        return not self._stale or known.untyped_storage()._cdata not in self._stale
+
+    def _catch_up(self) -> None:
+        """Computes the values that nobody has asked for so far."""
+        later, self._later = self._later, []
+        for func, args, kwargs, outs in later:
+            for x, held in zip(outs, tensors_among(self._computed(func, args, kwargs)), strict=True):
+                self._values[x] = held
+
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        values = {id(x): x if not x.is_meta else self._values.get(x) for x in tensors_among((args, kwargs))}
+        return func(*_replace(args, values), **_replace(kwargs, values))
 
     def known(self, x: Any) -> Any:
         """A tensor as this run uses it: on the meta device, its value remembered."""
@@ -137,7 +164,7 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.before(func)
+        self.before(func, args, kwargs)
         tensors = tensors_among(args)
         if kwargs:
             tensors += tensors_among(kwargs)
@@ -153,45 +180,83 @@ class Tracer(TorchDispatchMode):
 
     def _without_data(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         name = func.overloadpacket.__name__
-        values = {id(x): self.value_of(x) for x in tensors}
-        known = None not in values.values()
+        known = all([self._has_value(x) for x in tensors])
         if name in _ASKS:
             if not known:
                 raise UnknownValue(name)
-            return func(*_replace(args, values), **_replace(kwargs, values))
+            self._catch_up()
+            return self._computed(func, args, kwargs)
         if name in _ONE_TYPE and any(x.dtype is not tensors[0].dtype for x in tensors):
             raise UnknownValue(name)  # without data not all of these complain
         if not known:
             out = result_of(name, args, kwargs, tensors)
             if out is not None:
                 if out is args[0]:
-                    self._forget(func, args, values)
+                    self._forget(func, args)
                 return out
         real_args, real_kwargs = args, kwargs
-        if any(isinstance(x, torch.device) for x in (*args, *kwargs.values())):
+        if any([isinstance(x, torch.device) for x in (*args, *kwargs.values())]):
             args, kwargs = _on(args, _META), _on(kwargs, _META)
             real_args, real_kwargs = _on(real_args, torch.device("cpu")), _on(real_kwargs, torch.device("cpu"))
-        elif not tensors and any(device for *_, device in arguments_of(func)):
+        elif not tensors and _has_device(func):
             kwargs = {**kwargs, "device": _META}
-        out = func(*args, **kwargs)
         if not known:
-            self._forget(func, args, values)
+            out = self._shaped(func, args, kwargs, tensors)
+            if _writes(func):
+                self._forget(func, args)
+            return out
+        try:
+            out = self._shaped(func, args, kwargs, tensors)
+        except (RuntimeError, NotImplementedError):  # its shape depends on values, as with nonzero
+            self._catch_up()
+            real = self._computed(func, real_args, real_kwargs)
+            if not isinstance(real, Tensor) or _writes(func):
+                raise
+            out = torch.empty_like(real, device=_META)
+            self._values[out] = real
             return out
         outs = tensors_among(out)
         random = torch.Tag.nondeterministic_seeded in func.tags or name.startswith("empty")
-        if random or sum(x.numel() for x in outs) > _KNOWN:
-            self._forget(func, args, values)
+        if random or sum([x.numel() for x in outs]) > _KNOWN:
+            self._forget(func, args)
             return out
-        real = func(*_replace(real_args, values), **_replace(real_kwargs, values))
+        if not _writes(func) and not any([x is t for x in outs for t in tensors]):
+            self._later.append((func, real_args, real_kwargs, outs))
+            for x in outs:
+                self._values[x] = _LATER
+            return out
+        self._catch_up()
+        real = self._computed(func, real_args, real_kwargs)
         for x, held in zip(outs, tensors_among(real), strict=True):
             if not any(x is t for t in tensors):
                 self._values[x] = held
         return out
 
-    def _forget(self, func: Any, args: Any, values: dict[int, Tensor | None]) -> None:
+    def _shaped(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        """What an op gives on the meta device, run once for all operands of these shapes."""
+        if _writes(func):
+            return func(*args, **kwargs)
+        key = (func, torch.get_default_dtype(), _key(args), _key(kwargs))
+        try:
+            known = self.results.get(key)
+        except TypeError:  # an argument that cannot be looked up
+            return func(*args, **kwargs)
+        if known is not None:
+            return known() if isinstance(known, _Result) else [made() for made in known]
+        out = func(*args, **kwargs)
+        parts = [out] if isinstance(out, Tensor) else out
+        if isinstance(parts, (list, tuple)) and all(isinstance(x, Tensor) for x in parts):
+            held = {x.untyped_storage()._cdata for x in tensors}
+            if not any(x.untyped_storage()._cdata in held or x._is_view() for x in parts):
+                made = [_Result(tuple(x.shape), x.stride(), x.dtype) for x in parts]
+                self.results[key] = made[0] if isinstance(out, Tensor) else made
+        return out
+
+    def _forget(self, func: Any, args: Any) -> None:
         """What an op has written to is no longer known."""
+        self._catch_up()
         for (_, _, written, _), x in zip(arguments_of(func), args, strict=False):
-            value = values.get(id(x)) if written else None
+            value = self.value_of(x) if written and isinstance(x, Tensor) else None
             if value is not None:
                 self._stale[value.untyped_storage()._cdata] = value.untyped_storage()
 
@@ -215,10 +280,47 @@ def is_internal(file: str) -> bool:
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
+_LATER: Any = object()  # stands for a value that can be computed
+
+
+@cache
+def _writes(func: Any) -> bool:
+    """Whether an op writes to any of its arguments."""
+    return any(written for _, _, written, _ in arguments_of(func))
+
+
+@cache
+def _has_device(func: Any) -> bool:
+    return any(device for *_, device in arguments_of(func))
+
+
 _ONE_TYPE = set("linear conv1d conv2d conv3d matmul mm bmm addmm baddbmm".split())
 
 
-def _replace(arguments: Any, values: dict[int, Tensor | None]) -> Any:
+@dataclass(frozen=True)
+class _Result:
+    """A tensor on the meta device, to be made again."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __call__(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=_META)
+
+
+def _key(arguments: Any) -> Any:
+    """All that the shape of a result depends on, to look it up."""
+    if isinstance(arguments, Tensor):
+        return arguments.shape, arguments.stride(), arguments.dtype
+    if isinstance(arguments, (list, tuple)):
+        return tuple([_key(x) for x in arguments])
+    if isinstance(arguments, dict):
+        return tuple([(name, _key(x)) for name, x in arguments.items()])
+    return type(arguments), arguments  # 1, 1.0 and True are equal
+
+
+def _replace(arguments: Any, values: dict[int, Any]) -> Any:
     return replaced(arguments, lambda x: values[id(x)] if isinstance(x, Tensor) else x)
 
 

@@ -28,7 +28,8 @@ class Watcher(Parameters):
 
     def __init__(self, model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> None:
         super().__init__(model, meta)
-        self.inputs = self.seen.prepared(inputs, self)
+        self.results = self.seen.results
+        self.inputs = self.seen.prepared(inputs)
         self._modules = modules_by_name(model)
         self._arguments: dict[str, tuple[Any, ...]] = {}
         self._entered: dict[str, int] = {}
