@@ -13,6 +13,7 @@ from zerogate.groups import (
     Observations,
     Repair,
     Structure,
+    Trial,
     build,
     follow_written_sizes,
     kept_rng,
@@ -54,7 +55,7 @@ def removable(
         if structure.norms:
             structure = _settle_norms(model, seen, structure, graph) or make()
         twin = twin_of(model if graph is None else graph, meta=False) if seen.twin is None else seen.twin
-        structure = settle(twin, inputs, seen, structure, make, cut, step)
+        structure = settle(Trial(twin, inputs, seen, cut), structure, make, step)
     return structure
 
 

@@ -2,8 +2,10 @@
 
 from zerogate.groups.copies import plain_copy, shared_twin, twin_of
 from zerogate.groups.observed import Axis, Call, Norm, Observations, Repair
-from zerogate.groups.replay import follow_written_sizes, holders, settle
+from zerogate.groups.repairs import follow_written_sizes, holders
+from zerogate.groups.replay import Trial
 from zerogate.groups.running import Inputs, call, kept_rng, tensors_of
+from zerogate.groups.settle import settle
 from zerogate.groups.structure import KINDS, Group, Structure, build
 from zerogate.groups.watch import watch
 
@@ -17,6 +19,7 @@ __all__ = [
     "Observations",
     "Repair",
     "Structure",
+    "Trial",
     "build",
     "call",
     "follow_written_sizes",
