@@ -29,9 +29,7 @@ class Plan:
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
 
 
-def make_plan(
-    model: nn.Module, structure: Structure, kept: Tensor, keep: dict[Axis, Tensor] | None = None
-) -> Plan:
+def make_plan(model: nn.Module, structure: Structure, kept: Tensor, keep: dict[Axis, Tensor] | None = None) -> Plan:
     """The plan by which the dense model keeps these units, bool [units]. ``keep``: of a plan for the same axes and units."""
     kept = kept.cpu()
     plan = Plan(_kept_along(structure, kept) if keep is None else keep)

@@ -140,9 +140,7 @@ def build(
     if len(seen.inputs):
         stays[root[seen.inputs]] = False
     axes_hit = number[stays[held]].unique_consecutive()
-    refused = {
-        names[i]: reasons[j] for i, j in zip(axes_hit.tolist(), why[first[axes_hit]].tolist(), strict=True)
-    }
+    refused = {names[i]: reasons[j] for i, j in zip(axes_hit.tolist(), why[first[axes_hit]].tolist(), strict=True)}
     units = unit_of[held]
     remain = set(number[units >= 0].unique_consecutive().tolist())
     held_axes = {a: u for i, (a, u) in enumerate(zip(names, units.split(lengths), strict=True)) if i in remain}
