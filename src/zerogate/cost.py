@@ -54,7 +54,12 @@ class _Product(torch.autograd.Function):
 class CostModel(ABC):
     """Cost as a function of how likely each unit is open."""
 
-    dense: Cost
+    units: int
+
+    @functools.cached_property
+    def dense(self) -> Cost:
+        """Cost with every unit open."""
+        return self.exact(torch.ones(self.units, dtype=torch.bool))
 
     @abstractmethod
     def expected(self, p: Tensor) -> Cost:
@@ -99,7 +104,7 @@ class ChannelCost(CostModel):
                 raise ZerogateError(
                     f"{option} is a whole number of channels, at least 1, got {value!r}; leave it out for 1"
                 )
-        self.structure = structure
+        self.structure, self.units = structure, structure.units
         groups = len(structure.groups)
         self._rows = {axis: i for i, axis in enumerate(structure.axes)}
         group_of_unit = structure.group_of_unit
@@ -150,7 +155,6 @@ class ChannelCost(CostModel):
         self._tensors |= self._widened()
         self._depth = self._longest_chain()
         self._by_device: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._tensors}
-        self.dense = self.exact(torch.ones(structure.units, dtype=torch.bool))
 
     def _listeners(self) -> dict[str, Tensor]:
         """Which layers consume each group and which groups each layer makes, as padded index lists."""
@@ -298,9 +302,8 @@ class WeightCost(CostModel):
                 self._fixed_macs += total
         self._fixed_params = sum(s.numel() for name, s in shapes.items() if name not in slices)
         self._sizes = [s.stop - s.start for s in slices.values()]
+        self.units = sum(self._sizes)
         self._macs = list(macs.values())
-        units = sum(self._sizes)
-        self.dense = self.exact(torch.ones(units, dtype=torch.bool))
 
     def expected(self, p: Tensor) -> Cost:
         parts = p.split(self._sizes) if self._sizes else ()

@@ -89,7 +89,11 @@ def sparsify(
     """
     if not isinstance(model, nn.Module):
         raise ZerogateError(f"sparsify takes a torch.nn.Module, got {type(model).__name__}")
-    if any(isinstance(hook, Begin) for module in model.modules() for hook in module._forward_pre_hooks.values()):
+    if any(
+        isinstance(hook, Begin)
+        for module in modules_by_name(model).values()
+        for hook in module._forward_pre_hooks.values()
+    ):
         raise ZerogateError(
             f"this {type(model).__name__} has gates already; call detach() on the handle that sparsify returned first"
         )

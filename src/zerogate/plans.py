@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from zerogate.attention import Attention, plain_attention, state_sizes, unnest
 from zerogate.groups import Axis, Structure
-from zerogate.tensors import modules_by_name, named_tensors, owner_of, put, tied_names
+from zerogate.tensors import modules_by_name, owner_of, put, tied_names
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,12 @@ class Plan:
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
 
 
-def make_plan(model: nn.Module, structure: Structure, kept: Tensor) -> Plan:
-    """The plan by which the dense model keeps these units, bool [units]."""
-    plan = Plan()
+def make_plan(model: nn.Module, structure: Structure, kept: Tensor, keep: dict[Axis, Tensor] | None = None) -> Plan:
+    """The plan by which the dense model keeps these units, bool [units]. ``keep``: of a plan for the same axes and units."""
     kept = kept.cpu()
+    plan = Plan(_kept_along(structure, kept) if keep is None else keep)
     present = kept.clone()  # inputs arrive whether a layer still takes them or not
     present[torch.tensor(sorted(structure.inputs), dtype=torch.int64)] = True
-    sizes, number, units = structure.in_line
-    stays = (units < 0) | kept[units]
-    cut = set(number[~stays].unique().tolist())
-    for i, (axis, here) in enumerate(zip(structure.axes, stays.split(sizes) if sizes else (), strict=True)):
-        if i in cut:
-            plan.keep[axis] = here.nonzero().flatten()
     for c in structure.calls if structure.inputs else ():
         if c.consumes in plan.keep:
             units = structure.axes[c.consumes]
@@ -66,17 +60,36 @@ def make_plan(model: nn.Module, structure: Structure, kept: Tensor) -> Plan:
     return plan
 
 
-def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
-    """Slices a model's tensors in place, corrects the sizes its layers state, and puts input selections in front."""
-    names = tied_names(model)
-    first = dict(named_tensors(model))
+def _kept_along(structure: Structure, kept: Tensor) -> dict[Axis, Tensor]:
+    sizes, number, units = structure.in_line
+    stays = (units < 0) | kept[units]
+    cut = set(number[~stays].unique_consecutive().tolist())
+    parts = stays.split(sizes) if sizes else ()
+    return {
+        axis: here.nonzero().flatten()
+        for i, (axis, here) in enumerate(zip(structure.axes, parts, strict=True))
+        if i in cut
+    }
+
+
+def apply_plan(model: nn.Module, plan: Plan, made: dict[str, Tensor] | None = None) -> nn.Module:
+    """Slices a model's tensors in place, corrects the sizes its layers state, and puts input selections in front.
+
+    ``made``: what tensors of another copy have become by the same ``plan.keep``, used and filled."""
     modules = modules_by_name(model, twice=True)
+    names = tied_names(model, modules)
     by_tensor: dict[str, dict[int, Tensor]] = {}
     for (name, dim), indices in plan.keep.items():
         by_tensor.setdefault(name, {})[dim] = indices
     touched: set[nn.Module] = set()
     for name, dims in by_tensor.items():
-        old = first[name]
+        if made is not None and name in made:
+            touched |= put(modules, names[name], made[name])
+            continue
+        owner, _, attribute = name.rpartition(".")
+        held = modules[owner]._parameters.get(attribute)
+        old = modules[owner]._buffers[attribute] if held is None else held
+        assert old is not None
         data = old.detach()
         if data.is_meta:
             size = [len(dims[d]) if d in dims else n for d, n in enumerate(data.shape)]
@@ -87,6 +100,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         if old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
             data = data.contiguous(memory_format=torch.channels_last)
         new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+        if made is not None and data.is_meta:
+            made[name] = new
         touched |= put(modules, names[name], new)
     for path, called in plan.attention.items():
         module = model.get_submodule(path)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zerogate.groups import (
     KINDS,
+    Axis,
     Inputs,
     Observations,
     Repair,
@@ -45,9 +46,6 @@ def removable(
     def make() -> Structure:
         return build(seen, exclude, include, kinds)
 
-    def cut(twin: nn.Module, structure: Structure, kept: Tensor) -> nn.Module:
-        return apply_plan(twin, make_plan(twin, structure, kept))
-
     with kept_rng(model):
         if graph is not None:
             follow_written_sizes(graph, seen)
@@ -55,8 +53,25 @@ def removable(
         if structure.norms:
             structure = _settle_norms(model, seen, structure, graph) or make()
         twin = twin_of(model if graph is None else graph, meta=False) if seen.twin is None else seen.twin
-        structure = settle(Trial(twin, inputs, seen, cut), structure, make, step)
+        structure = settle(Trial(twin, inputs, seen, _Cut()), structure, make, step)
     return structure
+
+
+class _Cut:
+    """Cuts copies of one model. Those that differ in attributes alone share what is left of their tensors."""
+
+    def __init__(self) -> None:
+        self._axes: dict[Axis, Tensor] | None = None
+        self._kept: Tensor | None = None
+        self._keep: dict[Axis, Tensor] = {}
+        self._made: dict[str, Tensor] = {}
+
+    def __call__(self, twin: nn.Module, structure: Structure, kept: Tensor) -> nn.Module:
+        same = self._axes is structure.axes and self._kept is kept
+        plan = make_plan(twin, structure, kept, self._keep if same else None)
+        if not same:
+            self._axes, self._kept, self._keep, self._made = structure.axes, kept, plan.keep, {}
+        return apply_plan(twin, plan, self._made)
 
 
 def _settle_norms(

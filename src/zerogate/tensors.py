@@ -38,10 +38,10 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield (f"{prefix}.{name}" if prefix else name), tensor
 
 
-def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """First name of every parameter and buffer → all its names."""
+def tied_names(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, list[str]]:
+    """First name of every parameter and buffer → all its names. ``modules``: those of the model under all their names."""
     names: dict[int, list[str]] = {}
-    for prefix, module in modules_by_name(model, twice=True).items():
+    for prefix, module in (modules_by_name(model, twice=True) if modules is None else modules).items():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 names.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)

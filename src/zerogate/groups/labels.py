@@ -110,7 +110,10 @@ def narrow_constant(*labels: Tensor) -> list[Tensor]:
     """Cuts dimensions along which every one of these equally shaped label tensors is expanded down to length 1."""
     strides = [t.stride() for t in labels]
     shape = labels[0].shape
-    size = [n if any(s[d] for s in strides) else min(n, 1) for d, n in enumerate(shape)]
+    if len(strides) == 1:
+        size = [n if step else min(n, 1) for n, step in zip(shape, strides[0], strict=True)]
+    else:
+        size = [n if any([s[d] for s in strides]) else min(n, 1) for d, n in enumerate(shape)]
     if size == list(shape):
         return list(labels)
     return [t.as_strided(size, s) for t, s in zip(labels, strides, strict=True)]
@@ -134,10 +137,10 @@ def squash(labels: Tensor) -> Tensor:
     shape = labels.shape
     (narrow,) = narrow_constant(labels)
     squashed = narrow
-    for dim in range(labels.ndim):
-        if squashed.shape[dim] > 1:
+    for dim, n in enumerate(narrow.shape):
+        if n > 1:
             first = squashed.narrow(dim, 0, 1)
-            if bool((squashed == first).all()):
+            if torch.equal(squashed, first.expand(squashed.shape)):
                 squashed = first
     return labels if squashed is narrow else squashed.expand(shape)
 

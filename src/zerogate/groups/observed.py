@@ -159,6 +159,8 @@ class Observations:
     """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
     results: dict[Any, Any] = field(default_factory=dict)
     """What all runs on the meta device share: see `Tracer.results`."""
+    vectors: Any = None
+    """What a replay counts, once it has been gathered."""
     settled_at: int = -1
     """The state of the labels in which all boxes were found whole."""
     moved: list[tuple[int, int, list[tuple[str, tuple[Tensor, ...]]]]] = field(default_factory=list)

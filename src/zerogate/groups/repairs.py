@@ -29,7 +29,7 @@ def repair(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> Stop
         return None
     inside = [s for s in seen.steps if s.module == step.module]
     modules = modules_by_name(trial.model)
-    sizes = sizes_of(structure, kept)
+    sizes = sizes_of(seen, structure, kept)
     tried: set[tuple[str, str, int | None, int]] = set()
     alike = alike_to(seen, step)
     everywhere: dict[int, dict[tuple[str, str, int | None], Repair]] = {}
@@ -49,7 +49,7 @@ def repair(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> Stop
         key = tuple(sorted(these))
         if key not in ran:
             followed = replace(structure, repairs=repairs_of(seen, structure.unit_of))
-            ran[key] = trial.run(followed, kept) or Stop(len(seen.steps) + 1, "")
+            ran[key] = trial.run(followed, kept, sizes) or Stop(len(seen.steps) + 1, "")
         further = ran[key]
         if len(attempts) == 1 and further.step > stop.step:
             return further

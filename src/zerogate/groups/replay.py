@@ -45,11 +45,48 @@ class Stop:
     """What the op there was given: its name, its numbers, and the shapes of its tensors; None where no op was under way."""
 
 
+class _Vectors:
+    """Labels of all steps' results that vary along a single dimension, in one line: to count them at once."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self.of: dict[int, tuple[int, int, Tensor]] = {}
+        """Tensor of labels → the dimension, and the number of its vector; holds the labels, too."""
+        vectors: list[Tensor] = []
+        known: dict[tuple[int, int, int], int] = {}
+        for step in steps:
+            for full, found in step.outs:
+                for labels in [found] if isinstance(found, Tensor) else found or ():
+                    if id(labels) in self.of:
+                        continue
+                    stride = labels.stride()
+                    vary = [d for d, n in enumerate(full) if n > 1 and stride[d]]
+                    if len(vary) != 1:
+                        continue
+                    (d,) = vary
+                    key = labels.data_ptr(), stride[d], full[d]
+                    if key not in known:
+                        known[key] = len(vectors)
+                        vectors.append(labels.as_strided((full[d],), (stride[d],)))
+                    self.of[id(labels)] = d, known[key], labels
+        self.labels = torch.cat([torch.empty(0, dtype=torch.int64), *vectors])
+        lengths = torch.tensor([len(v) for v in vectors], dtype=torch.int64)
+        self.number = torch.repeat_interleave(torch.arange(len(vectors)), lengths)
+        self.count = len(vectors)
+
+    def left(self, kept: Tensor) -> list[int]:
+        counts = torch.zeros(self.count, dtype=torch.int64)
+        return counts.index_add_(0, self.number, kept[self.labels].long()).tolist()
+
+
 class Sizes:
     """What is left of each label's places when some labels are removed."""
 
-    def __init__(self, kept: Tensor) -> None:
+    def __init__(self, kept: Tensor, seen: Observations) -> None:
         self.kept = kept
+        if seen.vectors is None:
+            seen.vectors = _Vectors(seen.steps)
+        self._vectors: _Vectors = seen.vectors
+        self._left = self._vectors.left(kept)
         self._shapes: dict[Any, tuple[int, ...] | None] = {}
         self._alive: list[Tensor] = []
 
@@ -60,23 +97,20 @@ class Sizes:
         if isinstance(labels, list):
             shapes = [self.shape(full, found) for found in labels]
             return None if None in shapes else tuple(min(sizes) for sizes in zip(*shapes, strict=True))
-        stride = labels.stride()
-        key = labels.data_ptr(), full, stride
+        vector = self._vectors.of.get(id(labels))
+        if vector is not None:
+            d, number, _ = vector
+            return (*full[:d], self._left[number], *full[d + 1 :])
+        key = labels.data_ptr(), full, labels.stride()
         if key not in self._shapes:
             self._alive.append(labels)
-            vary = [d for d, (n, step) in enumerate(zip(full, stride, strict=True)) if n > 1 and step]
-            left = [*full]
-            if len(vary) == 1:
-                (d,) = vary
-                left[d] = int(self.kept[labels.as_strided((full[d],), (stride[d],))].sum())
-                self._shapes[key] = tuple(left)
-            else:
-                (narrow,) = narrow_constant(labels)
-                stays = self.kept[narrow]
-                for d in vary:
-                    left[d] = int(stays.any(dim=[i for i in vary if i != d]).sum())
-                whole = int(stays.sum()) == math.prod(left[d] for d in vary) if vary else bool(stays.all())
-                self._shapes[key] = tuple(left) if whole else None
+            (narrow,) = narrow_constant(labels)
+            vary = [d for d, (n, stride) in enumerate(zip(full, labels.stride(), strict=True)) if n > 1 and stride]
+            stays, left = self.kept[narrow], [*full]
+            for d in vary:
+                left[d] = int(stays.any(dim=[i for i in vary if i != d]).sum()) if len(vary) > 1 else int(stays.sum())
+            whole = int(stays.sum()) == math.prod(left[d] for d in vary) if vary else bool(stays.all())
+            self._shapes[key] = tuple(left) if whole else None
         return self._shapes[key]
 
     def cuts(self, labels: Any) -> bool:
@@ -122,13 +156,14 @@ class _Replay(Tracer):
     def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
         if self.over:
             return
-        if func.overloadpacket.__name__ in LAYOUT:
+        name = func.overloadpacket.__name__
+        if name in LAYOUT:
             if out is not args[0] and args[0] in self._even:
                 self._even[out] = self._even[args[0]]
             return
         self.running = False
         step = self.steps[self.at]
-        even = self._stays_even(func, args, kwargs)
+        even = self._stays_even(func, name, args, kwargs, tensors)
         for x, (full, labels) in zip(tensors_among(out), step.outs, strict=True):
             shape = tuple(x.shape)
             if shape != self.sizes.shape(full, labels) and 0 not in full:
@@ -137,7 +172,7 @@ class _Replay(Tracer):
                 if step.name in _SPREADS and not _spread(args[0], shape, full):
                     raise _Left(_wrong_size(step))
                 self._even[x] = even
-            elif labels is not None and self._even and any(x is given for given in args):
+            elif labels is not None and self._even and any([x is given for given in args]):
                 self._written[x.untyped_storage()._cdata] = x.untyped_storage()
         if step.name in FACTORIES:
             if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
@@ -159,16 +194,14 @@ class _Replay(Tracer):
                 raise _Left(f"{step.name} in a number of groups that is written down")
         self.at += 1
 
-    def _stays_even(self, func: Any, args: Any, kwargs: Any) -> bool | None:
+    def _stays_even(self, func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool | None:
         """What may be said of a result that has another size than recorded: True if it is the same everywhere, False if it
         is the same all along the dimensions that changed, None if it need not be.
 
         Raises `_Left` where something that may only be broadcast is used in another way.
         """
-        name = func.overloadpacket.__name__
         if name in FACTORIES:
             return True
-        tensors = tensors_among((args, kwargs))
         held: list[bool | None] = []
         if self._even:
             held = [None if x.untyped_storage()._cdata in self._written else self._even.get(x) for x in tensors]
@@ -234,8 +267,8 @@ def _given(mode: _Replay) -> Any:
     return func, scalars_among((args, kwargs)), [x.shape for x in tensors_among((args, kwargs))]
 
 
-def sizes_of(structure: Structure, kept: Tensor) -> Sizes:
-    return Sizes((structure.unit_of < 0) | kept[structure.unit_of])
+def sizes_of(seen: Observations, structure: Structure, kept: Tensor) -> Sizes:
+    return Sizes((structure.unit_of < 0) | kept[structure.unit_of], seen)
 
 
 @dataclass
@@ -254,8 +287,9 @@ class Trial:
     seen: Observations
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module]
 
-    def run(self, structure: Structure, kept: Tensor) -> Stop | None:
+    def run(self, structure: Structure, kept: Tensor, sizes: Sizes | None = None) -> Stop | None:
         """Where and why a copy with these units leaves the record; None if it does not."""
         shared = {id(x): x for _, x in named_tensors(self.model)}  # cutting puts others in their place
         small = self.cut(quick_copy(self.model, shared), structure, kept)
-        return replay(small, self.inputs, self.seen, sizes_of(structure, kept))
+        sizes = sizes_of(self.seen, structure, kept) if sizes is None else sizes
+        return replay(small, self.inputs, self.seen, sizes)

@@ -38,7 +38,6 @@ def settle(trial: Trial, structure: Structure, build: Callable[[], Structure], s
     """
     seen, passed = trial.seen, 0
     generator = torch.Generator().manual_seed(0)
-    numbered = [s for s in seen.steps if s.name in _NUMBERED and demands(s)]
     while structure.units:
         seen.name_moved()
         kept = _some(structure, generator, step)
@@ -49,7 +48,7 @@ def settle(trial: Trial, structure: Structure, build: Callable[[], Structure], s
         if stop is None:
             passed += 1
             # a number may be right by chance, where it could be that of another group
-            if passed > 1 or not _mistakable(structure, kept, numbered):
+            if passed > 1 or not _mistakable(structure, kept, seen.steps):
                 break
             continue
         passed = 0
@@ -80,12 +79,17 @@ def _some(structure: Structure, generator: torch.Generator, step: int = 1) -> Te
     return kept
 
 
-def _mistakable(structure: Structure, kept: Tensor, numbered: list[Step]) -> bool:
+def _mistakable(structure: Structure, kept: Tensor, steps: list[Step]) -> bool:
     """Whether in any module that gives sizes as numbers two groups of one size keep equally many."""
     group = structure.group_of_unit
     left = torch.zeros(len(structure.groups), dtype=torch.int64).index_add_(0, group, kept.long()).tolist()
+    everywhere = [(g.units, n) for g, n in zip(structure.groups, left, strict=True) if g.units > 2]
+    if len(set(everywhere)) == len(everywhere):
+        return False
     met: dict[str, set[int]] = {}
-    for step in numbered:
+    for step in steps:
+        if step.name not in _NUMBERED or not demands(step):
+            continue
         units = structure.unit_of[_among(step.entering)]
         met.setdefault(step.module, set()).update(group[units[units >= 0]].unique().tolist())
     for groups in met.values():

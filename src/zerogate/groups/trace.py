@@ -234,7 +234,7 @@ class Tracer(TorchDispatchMode):
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         """What an op gives on the meta device, run once for all operands of these shapes."""
-        if _writes(func):
+        if _aliases(func):
             return func(*args, **kwargs)
         key = (func, torch.get_default_dtype(), _key(args), _key(kwargs))
         try:
@@ -287,6 +287,12 @@ _LATER: Any = object()  # stands for a value that can be computed
 def _writes(func: Any) -> bool:
     """Whether an op writes to any of its arguments."""
     return any(written for _, _, written, _ in arguments_of(func))
+
+
+@cache
+def _aliases(func: Any) -> bool:
+    """Whether an op writes to its arguments or returns views of them."""
+    return _writes(func) or any(x.alias_info is not None for x in func._schema.returns)
 
 
 @cache
