@@ -79,7 +79,7 @@ def double(x: Any) -> Any:
         return x.double() if x.is_floating_point() else x
     if isinstance(x, dict):
         return {key: double(value) for key, value in x.items()}
-    return tuple(map(double, x)) if isinstance(x, tuple) else x
+    return type(x)(map(double, x)) if isinstance(x, (tuple, list)) else x
 
 
 def leaves(inputs: Any) -> list[Tensor]:
