@@ -128,7 +128,7 @@ class Round:
             if len(found) < len(products):
                 torch._foreach_zero_([to for to, p in zip(places, products, strict=True) if p is None])
         torch._foreach_copy_([to for to, p in zip(places, products, strict=True) if p is not None], found)
-        if self.chunks is not None:
+        if self.chunks is not None and self.bags is not None:
             buffer = torch.embedding_bag(buffer.view(-1, CHUNK), self.chunks, self.bags, mode=0)[0].sum(1)
         return buffer.to(z.dtype)
 
@@ -155,15 +155,16 @@ class Masked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         lies: Round = ctx.lies
         n = len(grads)
-        weights, gates = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors  # asked for once: checkpoints unpack nothing twice
+        weights, gates = saved[:n], saved[n:]
         z = gates[0] if gates else ctx.again()
         if torch.is_grad_enabled():
             return None, None, *_plain_gradients(lies, z, weights, grads, ctx.needs_input_grad[2:])
         spread = lies.spread(gates[-1] if gates else lies.rows(z), weights)
         learns = [g is not None and needed for g, needed in zip(grads, ctx.needs_input_grad[3:], strict=True)]
         meets = [g is not None and ctx.needs_input_grad[2] for g in grads]
-        left = [g for which in (learns, meets) for g, use in zip(grads, which, strict=True) if use]
-        right = [*(s for s, use in zip(spread, learns, strict=True) if use)]
+        left: Any = [g for which in (learns, meets) for g, use in zip(grads, which, strict=True) if use]
+        right: Any = [*(s for s, use in zip(spread, learns, strict=True) if use)]
         right += [w for w, use in zip(weights, meets, strict=True) if use]
         products = iter(torch._foreach_mul(left, right) if left else ())
         of_weights = [next(products) if use else None for use in learns]

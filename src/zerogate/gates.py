@@ -81,9 +81,7 @@ def _likely(
             unchanged()
         return derivative(grad, kept[0] if kept else compute(logits))
 
-    return Elementwise.apply(  # type: ignore[no-any-return]
-        logits, value, () if sparing else (value,), backward, lambda logits, *_: compute(logits)
-    )
+    return Elementwise.apply(logits, value, () if sparing else (value,), backward, lambda logits, *_: compute(logits))
 
 
 def _unchanged(*tensors: Tensor) -> Callable[[], None]:
