@@ -73,6 +73,9 @@ def a_step(name: str, **options: Any) -> tuple[int, int, float]:
         ({"gate": zg.SoftMask()}, 1.05),
         ({"gate": zg.HardConcrete(), "unit": "weight"}, 1.07),
         ({"gate": zg.SoftMask(), "unit": "weight"}, 1.07),
+        ({"objective": zg.Penalty(1.0, over="params")}, 1.22),
+        ({"objective": zg.Penalty(1.0, over="macs")}, 1.22),
+        ({"per_example": True}, 1.40),
     ],
 )
 def test_calls_of_a_step(options: Any, most: float) -> None:
@@ -80,6 +83,18 @@ def test_calls_of_a_step(options: Any, most: float) -> None:
     gated, reads, _ = a_step("googlenet", **options)
     assert gated <= most * dense
     assert reads == 0
+
+
+def test_depth_costs_no_calls() -> None:
+    """Expected costs of chains: as many calls for twenty layers as for three."""
+    counts = []
+    for depth in (3, 20):
+        model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(depth)))
+        sparse = zg.sparsify(model, torch.randn(2, 6))
+        with Calls() as calls:
+            sparse.cost(hard=False).params.backward()
+        counts.append(len(calls.names))
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("gate", [zg.SoftMask(), zg.HardConcrete()])
@@ -269,6 +284,40 @@ def test_a_gate_of_ones_own_is_asked() -> None:
     torch.testing.assert_close(z, zg.HardConcrete().sample(sparse.logits).square())
     assert p is None
     model(x).sum().backward()
+
+
+class Shared(nn.Module):
+    """One activation read by several layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(5, 2), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        out = self.b(x) + self.c(x)
+        x = x + 1.0
+        return out + self.d(x)
+
+
+def test_per_example_products_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, read = [], []
+    for plain in (False, True):
+        with monkeypatch.context() as patch:
+            if plain:
+                plainly(patch)
+            torch.manual_seed(0)
+            model, x = Shared(), torch.randn(4, 3)
+            sparse = zg.sparsify(model, x, per_example=True)
+            for name in "bcd":
+                model.get_submodule(name).register_forward_hook(lambda m, args, out: read.append(args[0]))
+            torch.manual_seed(1)
+            model(x).square().sum().backward()
+            assert not sparse._products
+            found.append([sparse.logits.grad, *(p.grad for p in model.parameters())])
+    assert read[0] is read[1] is not read[2]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # --- what runs around gates -------------------------------------------------------------------------------------------

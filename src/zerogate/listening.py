@@ -115,7 +115,7 @@ def _states(
                 if to in (end, END):
                     edges[known[node]].append((group, 0))
                     continue
-                if to == start and not shared:
+                if to == node or (to == start and not shared):
                     continue
                 if to not in known:
                     known[to] = len(edges)
@@ -130,12 +130,34 @@ def _states(
 
 
 def _longest(edges: list[list[tuple[int, int]]]) -> int:
-    """Rounds after which nothing changes any more."""
-    level = [0] * len(edges)
-    for _ in edges:  # at most: stretches with a cycle never settle
-        before = list(level)
-        for i in reversed(range(1, len(edges))):
-            level[i] = max((level[to] + 1 for _, to in edges[i]), default=1)  # none: nobody hears it, after one round
-        if level == before:
-            break
-    return min(max(level, default=0), len(edges))
+    """Rounds after which nothing changes any more: the longest way, on which every cycle counts all its states."""
+    number, low, level = [0] * len(edges), [0] * len(edges), [0] * len(edges)
+    done = [False] * len(edges)
+    stack: list[int] = []
+    count = 0
+    for root in range(1, len(edges)):  # Tarjan's strongly connected components, which close from the end on
+        calls = [(root, 0)] if not number[root] else []
+        while calls:
+            state, at = calls.pop()
+            if not at:
+                count += 1
+                number[state] = low[state] = count
+                stack.append(state)
+            else:
+                low[state] = min(low[state], low[edges[state][at - 1][1]])
+            for place in range(at, len(edges[state])):
+                to = edges[state][place][1]
+                if to and not number[to]:
+                    calls += [(state, place + 1), (to, 0)]
+                    break
+                if to and not done[to]:
+                    low[state] = min(low[state], number[to])
+            else:
+                if low[state] == number[state]:
+                    start = stack.index(state)
+                    together = stack[start:]
+                    del stack[start:]
+                    below = max((level[to] for i in together for _, to in edges[i]), default=0)
+                    for i in together:
+                        done[i], level[i] = True, below + len(together)
+    return max(level)

@@ -203,6 +203,11 @@ class Sparsified(nn.Module):
         self._parameters_were = _parameters(model)
         self._drawn: list[Tensor] | None = None  # every weight times its gates; or per example, the gates of every mask
         self._statistics: list[Tensor] = []
+        self._products: dict[tuple[int, int, int], tuple[Tensor, int, Tensor]] = {}
+        alike: dict[tuple[int, ...], int] = {}  # the first mask of the same units
+        self._alike = [
+            alike.setdefault(tuple(m.units.tolist()), i) for i, m in enumerate(self.masks if per_example else ())
+        ]
         self._draws = Draws()
         self._depth = 0
         self._handles: list[Any] = []
@@ -375,6 +380,18 @@ class Sparsified(nn.Module):
     def forget(self) -> None:
         """Drops what was drawn, and the graph that holds it."""
         self._drawn, self._statistics = None, []
+        self._products.clear()
+
+    def known_product(self, x: Tensor, number: int, channel_dim: int) -> Tensor | None:
+        """An activation times the gates of a mask, where another layer with the same gates has read it in this forward."""
+        found = None if plain_only() else self._products.get((id(x), self._alike[number], channel_dim))
+        return None if found is None or found[1] != x._version else found[2]
+
+    def note_product(self, x: Tensor, number: int, channel_dim: int, product: Tensor) -> None:
+        """Notes what was multiplied, if autograd keeps it in any case; checkpoints and their like keep it elsewhere."""
+        kept = torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        if kept and self._depth and not plain_only():
+            self._products[id(x), self._alike[number], channel_dim] = x, x._version, product
 
     def uncover(self) -> None:
         """Takes back the shadows of a forward that was broken off by more than an Exception (Ctrl-C): torch then runs no
@@ -484,7 +501,9 @@ class Sparsified(nn.Module):
             ]  # not getattr: that may find a shadow
             drawn = self.masked_weights(z, weights, again)
         else:
-            drawn = list(torch.cat([z, z.new_ones(len(z), 1)], 1)[:, self._index].split(self._lengths, 1))
+            if any(lies.ungated for lies in self._rounds):
+                z = torch.cat([z, z.new_ones(len(z), 1)], 1)
+            drawn = list(z.index_select(1, self._index).split(self._lengths, 1))
         return drawn, self._norm_weights(z, training) if self.structure.norms else []
 
     def _norm_weights(self, z: Tensor, training: bool) -> list[Tensor]:
@@ -534,7 +553,14 @@ class Sparsified(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # a draw belongs to a graph of autograd, which cannot be copied; one of fx cannot be pickled, and is made again
-        return self.__dict__ | {"_drawn": None, "_statistics": [], "_depth": 0, "_graph": None, "_open": None}
+        return self.__dict__ | {
+            "_drawn": None,
+            "_statistics": [],
+            "_depth": 0,
+            "_graph": None,
+            "_open": None,
+            "_products": {},
+        }
 
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
