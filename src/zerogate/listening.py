@@ -37,7 +37,11 @@ def listening(groups: int, consumers: Sequence[Sequence[int]], made: Sequence[Se
         out = [(g, node_of[g]) if g < groups else (groups, END) for layer in layers for g in made[layer]]
         ends = [e for e in out if e[1] == END]
         steps.append(ends[:1] or out)  # always heard, whatever else listens
-    next_of = _post_dominators(steps)
+    order = _from_the_end(steps)
+    for node in set(range(len(steps))).difference(order):
+        steps[node] = [(groups, END)]  # a part that leads nowhere, whose layers hear each other: it stays
+        order.append(node)
+    next_of = _post_dominators(steps, order)
     found = _states(steps, next_of)
     if found is None:
         next_of = [END] * len(steps)
@@ -54,22 +58,24 @@ def listening(groups: int, consumers: Sequence[Sequence[int]], made: Sequence[Se
     return Listening(edges, paths, _longest(edges))
 
 
-def _post_dominators(steps: list[list[tuple[int, int]]]) -> list[int]:
+def _from_the_end(steps: list[list[tuple[int, int]]]) -> list[int]:
+    """Nodes from which there is a way to the end, those closest to it first."""
+    preceding: dict[int, list[int]] = {}
+    for node, out in enumerate(steps):
+        for _, to in out:
+            preceding.setdefault(to, []).append(node)
+    found, left = dict.fromkeys([END]), [END]
+    for node in left:
+        new = [before for before in dict.fromkeys(preceding.get(node, ())) if before not in found]
+        found |= dict.fromkeys(new)
+        left += new
+    return left[1:]
+
+
+def _post_dominators(steps: list[list[tuple[int, int]]], order: list[int]) -> list[int]:
     """The first node, or the end, that all ways from a node to the end run through."""
     n = len(steps)
     succeeding = [{to for _, to in out} for out in steps]
-    preceding: dict[int, list[int]] = {}
-    for node, after in enumerate(succeeding):
-        for to in after:
-            preceding.setdefault(to, []).append(node)
-    order: list[int] = []  # those that reach the end, from there on
-    seen, left = {END}, [END]
-    for node in left:
-        for before in preceding.get(node, ()):
-            if before not in seen:
-                seen.add(before)
-                left.append(before)
-                order.append(before)
     everything = (1 << (n + 1)) - 1  # bit n: the end
     through = dict.fromkeys(order, everything) | {END: 1 << n}
     changed = True
@@ -78,8 +84,7 @@ def _post_dominators(steps: list[list[tuple[int, int]]]) -> list[int]:
         for node in order:
             common = everything
             for to in succeeding[node]:
-                if to in seen:
-                    common &= through[to]
+                common &= through[to]
             common |= 1 << node
             changed |= common != through[node]
             through[node] = common
