@@ -279,7 +279,7 @@ def test_a_gate_of_ones_own_is_asked() -> None:
     model, x = Residual(), torch.randn(X)
     sparse = zg.sparsify(model, x, gate=Squared())
     torch.manual_seed(0)
-    z, p = sparse.gate.drawn(sparse.logits, False)
+    z, p, _ = sparse.gate.drawn(sparse.logits, False)
     torch.manual_seed(0)
     torch.testing.assert_close(z, zg.HardConcrete().sample(sparse.logits).square())
     assert p is None

@@ -42,23 +42,40 @@ class Gate(nn.Module, ABC):
     def step(self) -> None:
         """Called once after each optimizer step; moves schedules on."""
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None]:
-        """What `sample` gives, in fewer kernels where the gate knows how, and the values of `open_probability` where they
-        come with it. ``sparing``: keep as little as possible for the backward pass."""
-        return self.sample(logits), None
+    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+        """What `sample` gives, in fewer kernels where the gate knows how, the values of `open_probability` where they come
+        with it, and how to have z again. ``sparing``: keep as little as possible for the backward pass."""
+        return self.sample(logits), None, None
 
     def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
         """What `open_probability` gives, in fewer kernels where the gate knows how; ``value``: as `drawn` gave it."""
         return self.open_probability(logits)
 
-    def again(self, logits: Tensor) -> Callable[[], Tensor] | None:
-        """Computes z of the draw that was just made once more, where it follows from the logits alone."""
-        return None
-
     def _closed_form(self, *methods: str) -> bool:
         """Whether these are the gate's own, not a subclass's, and nobody needs to see their ops."""
         own = next(c for c in type(self).__mro__ if "drawn" in vars(c))
         return not plain_only() and all(getattr(type(self), m) is getattr(own, m) for m in methods)
+
+
+class Again:
+    """Computes a draw's z once more, in the backward pass: for the weights, and then for the logits."""
+
+    def __init__(self, compute: Callable[[], Tensor], plain: Callable[[], Tensor], check: Callable[[], None]) -> None:
+        self._compute, self._plain, self._check = compute, plain, check
+        self._made: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        self._check()
+        if torch.is_grad_enabled():  # a second derivative is to come
+            return self._plain()
+        self._made = self._compute()
+        return self._made
+
+    def take(self) -> Tensor:
+        """To be written to."""
+        self._check()
+        z, self._made = self._made, None
+        return self._compute() if z is None else z
 
 
 def _likely(
@@ -160,7 +177,7 @@ class HardConcrete(Gate):
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits - self.temperature * math.log(-self.low / self.high))
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None]:
+    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
         if not self._closed_form("sample", "quantile", "open_probability"):
             return super().drawn(logits, sparing)
         units, beta, spread = len(logits), self.temperature, self.high - self.low
@@ -174,7 +191,7 @@ class HardConcrete(Gate):
                 s, p = torch.addr(terms, factors, logits, beta=1 / beta, alpha=1 / beta).sigmoid_()
             z = torch.rsub(s, self.low, alpha=-spread).clamp_(0, 1)
         if not (logits.requires_grad and torch.is_grad_enabled()):
-            return z, p
+            return z, p, None
         share = -self.low / spread
 
         def openness(kept: Tensor) -> Tensor:
@@ -189,7 +206,7 @@ class HardConcrete(Gate):
             s = torch.sigmoid(openness(kept).logit() + (logits - logits.detach()) / beta)
             return (s * spread + self.low).clamp(0, 1)
 
-        return Elementwise.apply(logits, z, (z if sparing else s,), backward, plain), p
+        return Elementwise.apply(logits, z, (z if sparing else s,), backward, plain), p, None
 
     def _terms(self, units: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """What is added to the logits times factors, all times β: room for noise, and the shift of the open probability."""
@@ -271,26 +288,37 @@ class SoftMask(Gate):
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(self.temperature * logits)
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None]:
+    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
         if not self._closed_form("sample", "open_probability"):
             return super().drawn(logits, sparing)
         beta, scale = self.temperature, self.scale
-        with torch.no_grad():
-            p = self.open_probability(logits)
-            z = p.mul_(scale) if sparing else p * scale
-        if not (logits.requires_grad and torch.is_grad_enabled()):
-            return z, None if sparing else p
+        learns = logits.requires_grad and torch.is_grad_enabled()
 
-        def backward(grad: Tensor, beta: Tensor, *p: Tensor) -> Tensor:
-            s = p[0] if p else torch.sigmoid(beta * logits)
-            return torch.ops.aten.sigmoid_backward(grad, s).mul_(beta).mul_(scale)
-
-        def plain(logits: Tensor, beta: Tensor, *p: Tensor) -> Tensor:
+        def plain(logits: Tensor, beta: Tensor, *_: Tensor) -> Tensor:
             return torch.sigmoid(beta * logits) * scale
 
-        if sparing:
-            return Elementwise.apply(logits, z, (beta,), backward, plain), None
-        return Elementwise.apply(logits, z, (beta, p), backward, plain), p
+        if not sparing:
+            with torch.no_grad():
+                p = self.open_probability(logits)
+                z = p * scale
+
+            def backward(grad: Tensor, beta: Tensor, p: Tensor) -> Tensor:
+                return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta).mul_(scale)
+
+            return Elementwise.apply(logits, z, (beta, p), backward, plain) if learns else z, p, None
+
+        def compute() -> Tensor:
+            return (beta * logits).sigmoid_().mul_(scale)
+
+        with torch.no_grad():
+            z = compute()
+        again = Again(compute, lambda: plain(logits, beta), _unchanged(logits, beta))
+
+        def once_more(grad: Tensor, beta: Tensor) -> Tensor:  # β (z − z²/scale) · gradient
+            z = again.take()
+            return z.addcmul_(z, z, value=-1 / scale).mul_(grad).mul_(beta)
+
+        return Elementwise.apply(logits, z, (beta,), once_more, plain) if learns else z, None, again
 
     def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
         if not self._closed_form("open_probability"):
@@ -301,17 +329,6 @@ class SoftMask(Gate):
             return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta)
 
         return _likely(logits, value, sparing, self.open_probability, backward)
-
-    def again(self, logits: Tensor) -> Callable[[], Tensor] | None:
-        if not self._closed_form("sample"):
-            return None
-        unchanged = _unchanged(logits, self.temperature)
-
-        def again() -> Tensor:
-            unchanged()
-            return self.sample(logits)
-
-        return again
 
     def step(self) -> None:
         if self.steps is None:

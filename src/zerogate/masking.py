@@ -483,9 +483,8 @@ class Sparsified(nn.Module):
         if examples is not None:
             z = self.gate.sample(self.logits, examples)
         elif training:
-            z, p = self.gate.drawn(self.logits, self._sparing)
+            z, p, again = self.gate.drawn(self.logits, self._sparing)
             self._open = None if p is None else (p, self._versions())
-            again = self.gate.again(self.logits) if self._sparing else None
         else:
             z = self.gate.mask(self.logits)
         self._drawn, self._statistics = self._spread(z, training, again)
