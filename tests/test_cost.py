@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, count_macs
+from zerogate.listening import listening
 
 CIFAR = (2, 3, 32, 32)
 MODELS = {
@@ -122,6 +124,91 @@ def test_death_travels_upstream() -> None:
         sparse.logits[:3], sparse.logits[3:] = 8.0, -8.0
     assert sparse.cost().params == 4 + 1 + 1 + 1 + 5 + 5
     assert sparse.compact()[0].out_features == 1
+
+
+@pytest.mark.parametrize("most", [200_000, 0], ids=["stretches", "whole"])
+@pytest.mark.parametrize("cycles", [False, True])
+def test_who_is_heard_is_who_reaches_the_end(cycles: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On random graphs of layers, for random open groups: the stretches between post-dominators against a plain search."""
+    monkeypatch.setattr("zerogate.listening.MOST", most)
+    rng = random.Random(0)
+    for _ in range(300):
+        groups, layers = rng.randint(1, 8), rng.randint(1, 10)
+        made: list[list[int]] = []
+        consumers: list[list[int]] = [[] for _ in range(groups)]
+        for layer in range(layers):
+            makes = rng.sample(range(groups), min(groups, rng.randint(1, 2)))
+            made.append([groups] if rng.random() < 0.2 else makes)
+            for g in range(groups):
+                if rng.random() < 0.3 and (cycles or g < min(made[-1])):
+                    consumers[g].append(layer)
+
+        def search(
+            is_open: list[bool], start: list[bool], consumers: list[list[int]] = consumers, made: list[list[int]] = made
+        ) -> list[bool]:
+            found, before = [*start, True], None
+            while found != before:
+                before = list(found)
+                for g, layers in enumerate(consumers):
+                    found[g] |= any(is_open[h] and found[h] for layer in layers for h in made[layer])
+            return found[:-1]
+
+        tables = listening(groups, consumers, made)
+        for _ in range(10):
+            share = rng.choice([0.5, 1.0])
+            is_open = [rng.random() < share for _ in range(groups)] + [True]
+            state = [True] * len(tables.edges)
+            for _ in range(tables.rounds):
+                state = [i == 0 or any(is_open[g] and state[to] for g, to in e) for i, e in enumerate(tables.edges)]
+            heard = [all(state[i] for i in path) for path in tables.paths]
+            reaches = search([True] * (groups + 1), [False] * groups)
+            reaches = search(is_open, [not r for r in reaches])  # what leads nowhere stays
+            assert share < 1 or all(heard)
+            if cycles:  # layers that hear each other may stay
+                assert all(h or not r for h, r in zip(heard, reaches, strict=True))
+            else:
+                assert heard == reaches
+
+
+@pytest.mark.parametrize("name", ["googlenet", "resnet20"])
+def test_expected_cost_is_the_mean_of_deployed_costs(name: str) -> None:
+    """Also where whole layers are closed, so that those before them are heard by nobody."""
+    torch.manual_seed(0)
+    sparse = zg.sparsify(getattr(zg.models, name)(), torch.randn(CIFAR))
+    p = torch.rand(len(sparse.logits), dtype=torch.float64)
+    for group in sparse.groups:
+        if torch.rand(()) < 0.4:
+            p[group.slice] *= 2 / group.units
+    found = [sparse.cost_model.exact(torch.rand(p.shape) < p) for _ in range(300)]
+    expected = sparse.cost_model.expected(p)
+    for what in ("params", "macs"):
+        counts = torch.tensor([float(getattr(c, what)) for c in found])
+        error = counts.std().item() / len(counts) ** 0.5
+        assert getattr(expected, what).item() == pytest.approx(counts.mean().item(), abs=3 * error, rel=0.01)
+
+
+@pytest.mark.parametrize("options", [{}, {"min_channels": 3, "round_to": 2}])
+def test_gradients_of_costs_on_networks_with_branches(options: dict[str, int]) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(4, 2), nn.Linear(2, 3)
+            self.e, self.f = nn.Linear(8, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x).relu()
+            return self.f(self.e(torch.cat([self.b(x), self.d(self.c(x).relu())], -1).relu()).relu())
+
+    sparse = zg.sparsify(Branches(), torch.randn(2, 3), **options)  # type: ignore[arg-type]
+
+    def cost(p: torch.Tensor) -> torch.Tensor:
+        found = sparse.cost_model.expected(p)
+        return torch.stack([found.params, found.macs])
+
+    for p in (torch.rand(len(sparse.logits)), (torch.rand(len(sparse.logits)) < 0.5).float()):
+        p = p.double().requires_grad_()
+        assert torch.autograd.gradcheck(cost, p)
+        assert torch.autograd.gradgradcheck(cost, p)
 
 
 def test_macs_are_per_example() -> None:

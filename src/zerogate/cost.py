@@ -18,7 +18,9 @@ from torch import Tensor
 
 from zerogate.counts import count_distribution
 from zerogate.errors import ZerogateError
+from zerogate.fused import plain_only
 from zerogate.groups import Axis, Structure
+from zerogate.listening import listening
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,50 @@ class _Product(torch.autograd.Function):
         before = torch.cat([one, x[..., :-1]], -1).cumprod(-1)
         after = torch.cat([one, x.flip(-1)[..., :-1]], -1).cumprod(-1).flip(-1)
         return grad[..., None] * before * after
+
+
+class _Gathered(torch.autograd.Function):
+    """Products of entries of x, [n] → [rows]: ``there``, [2, rows, width + 1], lists each row's entries forwards and
+    backwards, after one that is 1; ``back`` and ``bags`` list for every entry of x the places in [rows, width]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, bags: Tensor) -> Tensor:
+        products = x[there].cumprod(-1)
+        ctx.save_for_backward(x, products, there, back, bags)
+        return products[0, :, -1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, products, there, back, bags = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = torch.autograd.grad(_Product.apply(x[there[0]]), x, grads[0], create_graph=True)
+            return *found, None, None, None
+        others = products[1, :, :-1].flip(-1).mul_(products[0, :, :-1]).mul_(grads[0][:, None])
+        return torch.embedding_bag(others.view(-1, 1), back, bags, mode=0)[0].view(-1), None, None, None
+
+
+class _Products:
+    """Products of entries of a vector in which entry ``one`` is 1; rows are lists of entries."""
+
+    def __init__(self, rows: list[list[int]], one: int, length: int) -> None:
+        entries = _padded(rows, one)
+        lead = torch.full((len(entries), 1), one)
+        there = torch.stack([torch.cat([lead, entries], 1), torch.cat([lead, entries.flip(-1)], 1)])
+        flat = entries.flatten()
+        back = flat.argsort(stable=True)
+        back = back[flat[back] != one]  # a constant needs no gradient
+        counts = torch.bincount(flat[flat != one], minlength=length)
+        bags = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
+        self._tables = {torch.device("cpu"): (there, back, bags)}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.device not in self._tables:
+            there, back, bags = self._tables[torch.device("cpu")]
+            self._tables[x.device] = there.to(x.device), back.to(x.device), bags.to(x.device)
+        there, back, bags = self._tables[x.device]
+        if plain_only():
+            return _Product.apply(x[there[0]])
+        return _Gathered.apply(x, there, back, bags)
 
 
 class CostModel(ABC):
@@ -135,37 +181,34 @@ class ChannelCost(CostModel):
                     coefficient *= shapes[place[0]][place[1]]
             terms[tuple(factors), "macs"] += coefficient  # type: ignore[assignment]
         keys = list(dict.fromkeys(rows for rows, _ in terms))
-        width = max((len(k) for k in keys), default=0)
         absent = len(self._rows)  # an extra row that always counts 1
-        factors_of = [[*k, *[absent] * (width - len(k))] for k in keys]
+        self._sizes = _Products([list(k) for k in keys], absent, absent + 1)
         self._tensors = {
-            "held": held,
-            "fixed": fixed,
-            "factors": torch.tensor(factors_of, dtype=torch.int64).view(len(keys), width),
+            "held": torch.cat([held, held.new_zeros(1, groups)]),
+            "fixed": torch.cat([fixed, fixed.new_ones(1)]),
             "weights": torch.tensor(
                 [[terms[k, what] for k in keys] for what in ("params", "macs")], dtype=torch.float64
             ),
-            "members": _padded([list(range(g.slice.start, g.slice.stop)) for g in structure.groups], structure.units),
+            "ends": torch.tensor([0.0, 1.0], dtype=torch.float64),
             "group": group_of_unit,
             "size": sizes,
             "least": torch.tensor([min_channels if g.kind == "channel" else 1 for g in structure.groups]).double(),
             "step": torch.tensor([round_to if g.kind == "channel" else 1 for g in structure.groups]).double(),
         }
-        self._tensors |= self._listeners()
+        self._partly = set(fixed.nonzero().flatten().tolist())
+        self._follow_listeners()
         self._tensors |= self._widened()
-        self._depth = self._longest_chain()
         self._by_device: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._tensors}
 
-    def _listeners(self) -> dict[str, Tensor]:
-        """Which layers consume each group and which groups each layer makes, as padded index lists."""
-        groups = len(self.structure.groups)
+    def _follow_listeners(self) -> None:
+        """Which layers consume each group and which groups each layer makes, and what follows for who is heard."""
+        groups, units = len(self.structure.groups), self.structure.units
         group_of_unit = self.structure.group_of_unit
-        partly = set(self._tensors["fixed"].nonzero().flatten().tolist())
         distinct = {(n.labels.data_ptr(), len(n.labels)): n.labels for n in self.structure.norms}
         under = []
         for normed in distinct.values():
             on = group_of_unit[normed[normed >= 0]].unique().tolist()
-            under.append((*on, groups + 1) if (normed < 0).any() else tuple(on))  # groups + 1: never dies
+            under.append((*on, groups) if (normed < 0).any() else tuple(on))  # groups: never dies
         self._under_norms = list(dict.fromkeys(under))
         made: list[list[int]] = []
         consumers: list[list[int]] = [[] for _ in self.structure.groups]
@@ -174,11 +217,21 @@ class ChannelCost(CostModel):
                 for g in self._groups_on[c.consumes]:
                     consumers[g].append(len(made))
                 row = None if c.produces is None else self._rows.get(c.produces)
-                lasting = row is None or row in partly
-                made.append([groups + 1] if lasting else self._heard_through_norms(self._groups_on[c.produces]))  # type: ignore[index]
-        self._made, self._consumers = made, consumers
-        # index `groups` is padding (dead with certainty: neutral in a product), `groups + 1` a layer that never dies
-        return {"makes": _padded(made, groups), "consumers": _padded(consumers, len(made))}
+                lasting = row is None or row in self._partly
+                made.append([groups] if lasting else self._heard_through_norms(self._groups_on[c.produces]))  # type: ignore[index]
+        heard = listening(groups, consumers, made)
+        self._rounds = heard.rounds
+        states, width = len(heard.edges), max(2, max(len(e) for e in heard.edges))
+        # groups and what stands in for them: one that is always open, and one that is closed and so changes no product
+        members = [list(range(g.slice.start, g.slice.stop)) for g in self.structure.groups]
+        self._closed = _Products([*members, [units + 1], []], units, units + 2)
+        edges = [[(groups if g < 0 else g, to) for g, to in out] for out in heard.edges]
+        edges = [out + [(groups + 1, 0)] * (width - len(out)) for out in edges]
+        self._dead = _Products([[g for g, _ in out] for out in edges], groups + 1, groups + 2)
+        self._through = _Products([list(range(i * width, (i + 1) * width)) for i in range(states)], 1, states * width)
+        self._paths = _Products(heard.paths, 0, states)
+        self._tensors["next_group"] = torch.tensor([[g for g, _ in out] for out in edges])
+        self._tensors["next_state"] = torch.tensor([[to for _, to in out] for out in edges])
 
     def _heard_through_norms(self, made: list[int]) -> list[int]:
         """These groups and all that a norm takes statistics over together with one of them: while any of them is heard,
@@ -205,18 +258,6 @@ class ChannelCost(CostModel):
             "unheard": added[0],
         }
 
-    def _longest_chain(self) -> int:
-        """Rounds after which the death of layers has travelled as far as it can."""
-        level = [0] * len(self.structure.groups)
-        for _ in level:  # at most: a network with a cycle (shared layers) never settles
-            before = list(level)
-            for g in reversed(range(len(level))):  # from the end of the network on, mostly
-                below = [level[h] + 1 for layer in self._consumers[g] for h in self._made[layer] if h < len(level)]
-                level[g] = max(below, default=0)
-            if level == before:
-                break
-        return min(max(level, default=0) + 1, len(level))
-
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._by_device:
             self._by_device[device] = {k: t.to(device) for k, t in self._tensors.items()}
@@ -225,13 +266,13 @@ class ChannelCost(CostModel):
     def _listened(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """(s, Π(1−p)) of every group, float64 [groups] each."""
         t = self._on(p.device)
-        closed = _Product.apply(torch.cat([1 - p, p.new_ones(1)])[t["members"]])
-        s, certain = torch.ones_like(closed), p.new_tensor([1.0, 0.0])
-        for _ in range(self._depth):
-            dead = 1 - s * (1 - closed)
-            layer_dead = _Product.apply(torch.cat([dead, certain])[t["makes"]])
-            s = 1 - _Product.apply(torch.cat([layer_dead, p.new_ones(1)])[t["consumers"]])
-        return s, closed
+        closed = self._closed(1 - torch.cat([p, t["ends"]]))
+        state = 1 - self._dead(closed)
+        after = closed[t["next_group"]] if self._rounds > 1 else closed
+        for _ in range(self._rounds - 1):
+            dead = torch.lerp(t["ends"][1:], after, state[t["next_state"]])
+            state = 1 - self._through(dead.view(-1))
+        return self._paths(state), closed[: len(self.structure.groups)]
 
     def _width(self, n: Tensor, t: dict[str, Tensor]) -> Tensor:
         """f(n): how many channels stay of groups with n open ones that somebody listens to, float64 [..., groups]."""
@@ -239,8 +280,7 @@ class ChannelCost(CostModel):
 
     def _cost(self, n: Tensor, t: dict[str, Tensor]) -> Cost:
         """Cost where groups keep n channels, float64 [groups]."""
-        counts = torch.cat([t["held"] @ n + t["fixed"], n.new_ones(1)])
-        size = functools.reduce(operator.mul, counts[t["factors"]].unbind(1), n.new_ones(len(t["factors"])))
+        size = self._sizes(torch.addmv(t["fixed"], t["held"], n))
         params, macs = (t["weights"] @ size).unbind()
         return Cost(params, macs)
 

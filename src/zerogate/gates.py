@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zerogate.errors import ZerogateError
+from zerogate.fused import Elementwise, plain_only
 from zerogate.schedules import Exponential
 
 
@@ -39,6 +41,77 @@ class Gate(nn.Module, ABC):
 
     def step(self) -> None:
         """Called once after each optimizer step; moves schedules on."""
+
+    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+        """What `sample` gives, in fewer kernels where the gate knows how, the values of `open_probability` where they come
+        with it, and how to have z again. ``sparing``: keep as little as possible for the backward pass."""
+        return self.sample(logits), None, None
+
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
+        """What `open_probability` gives, in fewer kernels where the gate knows how; ``value``: as `drawn` gave it."""
+        return self.open_probability(logits)
+
+    def _closed_form(self, *methods: str) -> bool:
+        """Whether these are the gate's own, not a subclass's, and nobody needs to see their ops."""
+        own = next(c for c in type(self).__mro__ if "drawn" in vars(c))
+        return not plain_only() and all(getattr(type(self), m) is getattr(own, m) for m in methods)
+
+
+class Again:
+    """Computes a draw's z once more, in the backward pass: for the weights, and then for the logits."""
+
+    def __init__(self, compute: Callable[[], Tensor], plain: Callable[[], Tensor], check: Callable[[], None]) -> None:
+        self._compute, self._plain, self._check = compute, plain, check
+        self._made: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        self._check()
+        if torch.is_grad_enabled():  # a second derivative is to come
+            return self._plain()
+        self._made = self._compute()
+        return self._made
+
+    def take(self) -> Tensor:
+        """To be written to."""
+        self._check()
+        z, self._made = self._made, None
+        return self._compute() if z is None else z
+
+
+def _likely(
+    logits: Tensor,
+    value: Tensor | None,
+    sparing: bool,
+    compute: Callable[[Tensor], Tensor],
+    derivative: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """An open probability that is perhaps known already; ``derivative(gradient, probability)``."""
+    if value is None:
+        with torch.no_grad():
+            value = compute(logits)
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return value
+    unchanged = _unchanged(logits)
+
+    def backward(grad: Tensor, *kept: Tensor) -> Tensor:
+        if not kept:
+            unchanged()
+        return derivative(grad, kept[0] if kept else compute(logits))
+
+    return Elementwise.apply(logits, value, () if sparing else (value,), backward, lambda logits, *_: compute(logits))
+
+
+def _unchanged(*tensors: Tensor) -> Callable[[], None]:
+    """Raises RuntimeError where these have been written to since; as autograd does for what it has saved itself."""
+    versions = [x._version for x in tensors]
+
+    def check() -> None:
+        if [x._version for x in tensors] != versions:
+            raise RuntimeError(
+                "the gates were changed in place between a forward and its backward pass, which needs them as they were"
+            )
+
+    return check
 
 
 def _check(condition: bool, message: str) -> None:
@@ -73,6 +146,7 @@ class HardConcrete(Gate):
         )
         _check(low < 0, f"low (γ) must be below 0 so that gates can close exactly, got {low}")
         _check(high > 1, f"high (ζ) must be above 1 so that gates can open fully, got {high}")
+        self._room: dict[Any, tuple[Tensor, Tensor]] = {}
         self.droprate_init = droprate_init
         self.temperature = temperature
         self.low = low
@@ -102,6 +176,62 @@ class HardConcrete(Gate):
 
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits - self.temperature * math.log(-self.low / self.high))
+
+    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+        if not self._closed_form("sample", "quantile", "open_probability"):
+            return super().drawn(logits, sparing)
+        units, beta, spread = len(logits), self.temperature, self.high - self.low
+        with torch.no_grad():
+            if sparing:
+                s = torch.rand_like(logits).logit_().add_(logits).div_(beta).sigmoid_()
+                p = None
+            else:  # (log u − log(1−u) + log α)/β in one row and log α − β log(−γ/ζ) in the other
+                terms, factors = self._terms(units, logits)
+                terms[0].uniform_().logit_()
+                s, p = torch.addr(terms, factors, logits, beta=1 / beta, alpha=1 / beta).sigmoid_()
+            z = torch.rsub(s, self.low, alpha=-spread).clamp_(0, 1)
+        if not (logits.requires_grad and torch.is_grad_enabled()):
+            return z, p, None
+        share = -self.low / spread
+
+        def openness(kept: Tensor) -> Tensor:
+            return torch.rsub(kept, share, alpha=-1 / spread) if sparing else kept
+
+        def backward(grad: Tensor, kept: Tensor) -> Tensor:
+            s = openness(kept)
+            grad = torch.ops.aten.hardtanh_backward(grad, kept, *((0, 1) if sparing else (share, share + 1 / spread)))
+            return torch.ops.aten.sigmoid_backward(grad, s).mul_(spread / beta)
+
+        def plain(logits: Tensor, kept: Tensor) -> Tensor:
+            s = torch.sigmoid(openness(kept).logit() + (logits - logits.detach()) / beta)
+            return (s * spread + self.low).clamp(0, 1)
+
+        return Elementwise.apply(logits, z, (z if sparing else s,), backward, plain), p, None
+
+    def _terms(self, units: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to the logits times factors, all times β: room for noise, and the shift of the open probability."""
+        key = units, like.device, like.dtype, self.temperature, self.low, self.high
+        if key not in self._room:
+            with torch.inference_mode(False):
+                terms = (
+                    like.detach().new_empty(2, units).fill_(-(self.temperature**2) * math.log(-self.low / self.high))
+                )
+                factors = torch.tensor([1.0, self.temperature]).to(like)
+            self._room = {key: (terms, factors)}
+        return self._room[key]
+
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
+        if not self._closed_form("open_probability"):
+            return super().likely(logits, value, sparing)
+        shift = self.temperature * math.log(-self.low / self.high)
+
+        def compute(logits: Tensor) -> Tensor:
+            return (logits - shift).sigmoid()
+
+        return _likely(logits, value, sparing, compute, torch.ops.aten.sigmoid_backward)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_room": {}}
 
     def extra_repr(self) -> str:
         return (
@@ -157,6 +287,48 @@ class SoftMask(Gate):
 
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(self.temperature * logits)
+
+    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+        if not self._closed_form("sample", "open_probability"):
+            return super().drawn(logits, sparing)
+        beta, scale = self.temperature, self.scale
+        learns = logits.requires_grad and torch.is_grad_enabled()
+
+        def plain(logits: Tensor, beta: Tensor, *_: Tensor) -> Tensor:
+            return torch.sigmoid(beta * logits) * scale
+
+        if not sparing:
+            with torch.no_grad():
+                p = self.open_probability(logits)
+                z = p * scale
+
+            def backward(grad: Tensor, beta: Tensor, p: Tensor) -> Tensor:
+                return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta).mul_(scale)
+
+            return Elementwise.apply(logits, z, (beta, p), backward, plain) if learns else z, p, None
+
+        def compute() -> Tensor:
+            return (beta * logits).sigmoid_().mul_(scale)
+
+        with torch.no_grad():
+            z = compute()
+        again = Again(compute, lambda: plain(logits, beta), _unchanged(logits, beta))
+
+        def once_more(grad: Tensor, beta: Tensor) -> Tensor:  # β (z − z²/scale) · gradient
+            z = again.take()
+            return z.addcmul_(z, z, value=-1 / scale).mul_(grad).mul_(beta)
+
+        return Elementwise.apply(logits, z, (beta,), once_more, plain) if learns else z, None, again
+
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
+        if not self._closed_form("open_probability"):
+            return super().likely(logits, value, sparing)
+        beta = self.temperature
+
+        def backward(grad: Tensor, p: Tensor) -> Tensor:
+            return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta)
+
+        return _likely(logits, value, sparing, self.open_probability, backward)
 
     def step(self) -> None:
         if self.steps is None:

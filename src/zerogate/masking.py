@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import gc
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.draws import Draw, Draws
 from zerogate.errors import WatchError, ZerogateError, no_weights
 from zerogate.exported import exported
+from zerogate.fused import Masked, plain_only, rounds
 from zerogate.gates import Gate, HardConcrete
 from zerogate.groups import KINDS, Inputs, Structure, build, watch
 from zerogate.groups.interpreted import Interpreted
@@ -201,9 +202,16 @@ class Sparsified(nn.Module):
         self.register_buffer("_index", torch.where(index < 0, units, index).to(device), persistent=False)
         self._lengths = [len(m.units) for m in self.masks]
         self._weights = list(dict.fromkeys(m.weight for m in self.masks))
+        self._rounds = rounds(self.masks, self._weights, shapes, units)
+        self._open: tuple[Tensor, list[int]] | None = None  # open probabilities of the last draw, and of which state
         self._parameters_were = _parameters(model)
         self._drawn: list[Tensor] | None = None  # every weight times its gates; or per example, the gates of every mask
         self._statistics: list[Tensor] = []
+        self._products: dict[tuple[int, int, int], tuple[Tensor, int, Tensor]] = {}
+        alike: dict[tuple[int, ...], int] = {}  # the first mask of the same units
+        self._alike = [
+            alike.setdefault(tuple(m.units.tolist()), i) for i, m in enumerate(self.masks if per_example else ())
+        ]
         self._draws = Draws()
         self._depth = 0
         self._handles: list[Any] = []
@@ -227,11 +235,21 @@ class Sparsified(nn.Module):
 
     def loss(self) -> Tensor:
         """The objective's term, a 0-dim tensor to add to the task's loss."""
-        return self.objective(self.gate.open_probability(self.logits), self.cost_model)
+        value, self._open = self._open, None
+        known = value[0] if value is not None and value[1] == self._versions() else None
+        return self.objective(self.gate.likely(self.logits, known, self._sparing), self.cost_model)
 
     def step(self) -> None:
         """Call once after each optimizer step; moves the gate's schedule on."""
         self.gate.step()
+
+    @property
+    def _sparing(self) -> bool:
+        """Whether gates are as many as weights, so that it matters what is kept of them for the backward pass."""
+        return self.unit == "weight"
+
+    def _versions(self) -> list[int]:
+        return [id(self.logits), *(x._version for x in (self.logits, *self.gate.buffers()))]
 
     # counting
 
@@ -366,6 +384,18 @@ class Sparsified(nn.Module):
     def forget(self) -> None:
         """Drops what was drawn, and the graph that holds it."""
         self._drawn, self._statistics = None, []
+        self._products.clear()
+
+    def known_product(self, x: Tensor, number: int, channel_dim: int) -> Tensor | None:
+        """An activation times the gates of a mask, where another layer with the same gates has read it in this forward."""
+        found = None if plain_only() else self._products.get((id(x), self._alike[number], channel_dim))
+        return None if found is None or found[1] != x._version else found[2]
+
+    def note_product(self, x: Tensor, number: int, channel_dim: int, product: Tensor) -> None:
+        """Notes what was multiplied, if autograd keeps it in any case; checkpoints and their like keep it elsewhere."""
+        kept = torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        if kept and self._depth and not plain_only():
+            self._products[id(x), self._alike[number], channel_dim] = x, x._version, product
 
     def uncover(self) -> None:
         """Takes back the shadows of a forward that was broken off by more than an Exception (Ctrl-C): torch then runs no
@@ -416,8 +446,19 @@ class Sparsified(nn.Module):
             if attached:
                 self.attach()
 
-    def masked_weights(self, z: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]."""
+    def masked_weights(
+        self, z: Tensor, weights: Sequence[Tensor], again: Callable[[], Tensor] | None = None
+    ) -> list[Tensor]:
+        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]; ``again`` computes z
+        once more for the backward pass, which then does not keep it."""
+        if not plain_only():
+            found = list(weights)
+            for lies in self._rounds:
+                lies.to(z.device)
+                numbers = [x.weight for x in lies.layers]
+                for number, w in zip(numbers, Masked.apply(lies, again, z, *(found[i] for i in numbers)), strict=True):
+                    found[number] = w
+            return found
         spread = torch.cat([z, z.new_ones(1)])[self._index].split(self._lengths)
         masked = dict(zip(self._weights, weights, strict=True))
         for m, part in zip(self.masks, spread, strict=True):
@@ -442,23 +483,30 @@ class Sparsified(nn.Module):
                 f"the model is on {first.device} and its gates on {self.logits.device}; move the handle too: "
                 f"sparse.to({str(first.device)!r})"
             )
-        training = self.model.training
+        training, again = self.model.training, None
         if examples is not None:
             z = self.gate.sample(self.logits, examples)
+        elif training:
+            z, p, again = self.gate.drawn(self.logits, self._sparing)
+            self._open = None if p is None else (p, self._versions())
         else:
-            z = self.gate.sample(self.logits) if training else self.gate.mask(self.logits)
-        self._drawn, self._statistics = self._spread(z, training)
+            z = self.gate.mask(self.logits)
+        self._drawn, self._statistics = self._spread(z, training, again)
         self._draws.add(z, [*self._drawn, *self._statistics], whole=whole, training=training)
 
-    def _spread(self, z: Tensor, training: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def _spread(
+        self, z: Tensor, training: bool, again: Callable[[], Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """What layers and norms use of gates z, [units] or [examples, units]."""
         if z.ndim == 1:
             weights: list[Any] = [
                 owner._parameters[name] for owner, name in self._places
             ]  # not getattr: that may find a shadow
-            drawn = self.masked_weights(z, weights)
+            drawn = self.masked_weights(z, weights, again)
         else:
-            drawn = list(torch.cat([z, z.new_ones(len(z), 1)], 1)[:, self._index].split(self._lengths, 1))
+            if any(lies.ungated for lies in self._rounds):
+                z = torch.cat([z, z.new_ones(len(z), 1)], 1)
+            drawn = list(z.index_select(1, self._index).split(self._lengths, 1))
         return drawn, self._norm_weights(z, training) if self.structure.norms else []
 
     def _norm_weights(self, z: Tensor, training: bool) -> list[Tensor]:
@@ -508,7 +556,14 @@ class Sparsified(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # a draw belongs to a graph of autograd, which cannot be copied; one of fx cannot be pickled, and is made again
-        return self.__dict__ | {"_drawn": None, "_statistics": [], "_depth": 0, "_graph": None}
+        return self.__dict__ | {
+            "_drawn": None,
+            "_statistics": [],
+            "_depth": 0,
+            "_graph": None,
+            "_open": None,
+            "_products": {},
+        }
 
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
