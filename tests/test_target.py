@@ -265,6 +265,20 @@ def test_gates_near_the_edge_change_least() -> None:
     assert 0 < new.max() < 1e-3  # open, and all but 0: the network computes what it did
 
 
+def test_gates_are_made_to_fit_once_while_weights_can_follow() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(params=0.5, steps=12))
+    with torch.no_grad():
+        sparse.logits[:] = torch.linspace(-2, 4, len(sparse.logits))
+    fitted = []
+    for _ in range(12):
+        sparse.step()
+        fitted.append(share(sparse) <= 0.5)
+    assert fitted == [False] * 9 + [True] * 3
+    assert sparse.objective.projected is None  # only the last projection is reported
+    edge, logits = -math.log(11), sparse.logits.detach()  # of hard-concrete gates
+    assert logits[logits < edge].min() < edge - 2  # as far beyond it as they were before
+
+
 def test_without_a_target_nothing_is_projected() -> None:
     sparse = zg.sparsify(mlp(), torch.randn(2, 6))
     assert sparse.project() == 0

@@ -234,6 +234,8 @@ class Sparsified(nn.Module):
         self.gate.step()
         if isinstance(self.objective, Target):
             self.objective.step(self.open_probability(), self.is_open(), self.cost_model)
+            if self.objective.on_trial:
+                project(self, for_good=False)
 
     def project(self) -> int:
         """Call at the end of training with a `Target`; the training command does. Where the deployed network costs more,

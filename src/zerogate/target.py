@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 REACH = 2 / 3
 """Share of the run after which the target is reached; the rest of it is for the weights."""
+TRIAL = 5 / 6
+"""Share of the run after which the network is made to fit once, so that weights can still follow what that changes."""
 MARGIN = 0.01
 """The network that is deployed ends at most this share of the dense cost under the target."""
 UNKNOWN = 10_000
@@ -42,7 +44,8 @@ class Target(nn.Module):
     λ is negative while too little is left: gates are then paid for opening. d_t falls in a line from what is left at the
     beginning to the target, which it reaches after two thirds of the steps. c is the mean of the expected share and the
     deployed one (what `Sparsified.compact` would leave); over the first half of the last third it becomes the deployed
-    one. Expected cost gives the gradient; λ follows what will count. Nothing is read on the host.
+    one. Expected cost gives the gradient; λ follows what will count. Then, after five sixths of the steps, the network
+    is made to fit as by `Sparsified.project`, while its weights can still follow. Nothing else is read on the host.
 
     Args:
         params, macs: the share of the dense network's parameters, or of its MACs, in (0, 1]; one of the two.
@@ -119,6 +122,11 @@ class Target(nn.Module):
         self._log.copy_(log)
         self.multiplier.copy_(log.sign() * torch.expm1(log.abs()) + _DAMPING * g)
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether this is the step after which the network is made to fit while it is trained."""
+        return self.steps is not None and self.steps_done == round(TRIAL * self.steps)
+
     def allowed(self, cost: CostModel) -> float:
         """The largest cost that fits."""
         return self.share * float(getattr(cost.dense, self.over))
@@ -183,8 +191,8 @@ def fitting(order: Tensor, number: int, target: Target, cost: CostModel) -> int:
 
 
 @torch.no_grad()
-def project(sparse: Sparsified) -> int:
-    """See `Sparsified.project`."""
+def project(sparse: Sparsified, for_good: bool = True) -> int:
+    """See `Sparsified.project`. Within training, not for good, gates go as far beyond the edge as they were before it."""
     target, is_open, logits = sparse.objective, sparse.is_open(), sparse.logits
     assert isinstance(target, Target)
     order = logits.argsort(descending=True, stable=True)
@@ -192,8 +200,12 @@ def project(sparse: Sparsified) -> int:
     now = int(is_open.sum())
     wanted = fitting(order, now, target, sparse.cost_model)
     changed = order[min(now, wanted) : max(now, wanted)]
-    logits[changed] = _across(sparse.gate, logits[changed], wanted > now)
-    target.projected = len(changed)
+    across = _across(sparse.gate, logits[changed], wanted > now)
+    if for_good:
+        target.projected = len(changed)
+    else:
+        across += across - logits[changed]
+    logits[changed] = across
     return len(changed)
 
 
