@@ -46,7 +46,7 @@ def test_commands_compose(command: str) -> None:
     config = compose(overrides)
     for override in overrides:
         key, _, value = override.partition("=")
-        if key not in ("experiment", "gate") and not value.startswith("["):
+        if key not in ("experiment", "gate", "objective") and not value.startswith("["):
             node = config
             for part in key.split("."):
                 node = node[part]

@@ -129,7 +129,7 @@ def test_a_dict_is_plain_json() -> None:
         report = sparse.report()
         found = report.as_dict()
         assert json.loads(json.dumps(found)) == found
-        assert set(found) == {"rows", "params", "macs", "unit", "units", "groups", "keep_class"}
+        assert set(found) == {"rows", "params", "macs", "unit", "units", "groups", "keep_class", "target"}
         assert found["params"] == list(report.params) and type(found["macs"][0]) is int
         assert len(found["rows"]) == len(report.rows) and len(found["groups"]) == len(report.groups)
         assert found["rows"][0]["params"] == list(report.rows[0].params)

@@ -22,6 +22,7 @@ from zerogate.objective import Penalty
 from zerogate.report import Report
 from zerogate.schedules import Exponential
 from zerogate.storage import load, save
+from zerogate.target import Target
 
 __all__ = [
     "CheckpointError",
@@ -37,6 +38,7 @@ __all__ = [
     "Report",
     "SoftMask",
     "Sparsified",
+    "Target",
     "WatchError",
     "ZerogateError",
     "load",

@@ -132,6 +132,23 @@ def check_model(model: nn.Module, examples: Tensor, num_classes: int) -> None:
         raise ConfigError(f"{name} gives {found} for {list(wanted)} logits; set model.num_classes={num_classes}")
 
 
+def make_objective(config: DictConfig) -> Any:
+    """What is added to the loss. An experiment's `objective.weight` is for its own objective, not for a target that
+    replaces it.
+
+    Raises:
+        ConfigError: it cannot be made, or a penalty's keys are given with a target.
+    """
+    node = config.objective
+    if node.get("_target_") in ("zerogate.Target", "zerogate.target.Target"):
+        penalty = ("weight", "over", "reduce")
+        for key in penalty:
+            if any(text.lstrip("+").startswith(f"objective.{key}=") for text in config.get("overrides") or ()):
+                raise ConfigError(f"objective=target has no {key}; give objective.params or objective.macs alone")
+        node = OmegaConf.create({key: value for key, value in node.items() if key not in penalty})
+    return instantiate("objective", node)
+
+
 def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.device) -> Classifier:
     """Model, gates and optimizer settings; weights from `init_from` if it is given.
 
@@ -155,7 +172,7 @@ def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.
             examples,
             gate=instantiate("gate", config.gate),
             unit=config.sparsify.unit,
-            objective=instantiate("objective", config.objective),
+            objective=make_objective(config),
             per_example=config.sparsify.per_example,
             gate_inputs=config.sparsify.gate_inputs,
             exclude=None if config.sparsify.exclude is None else list(config.sparsify.exclude),

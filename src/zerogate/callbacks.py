@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from zerogate.folder import Run, write_csv
 from zerogate.lit import Classifier
+from zerogate.report import target_row
 
 COLUMNS = (
     "epoch", "step", "train_loss", "train_cross_entropy", "train_l0", "train_accuracy", "val_loss", "val_accuracy",
@@ -46,26 +47,31 @@ def densities(sparse: Any) -> dict[str, float]:
 class RunFiles(Callback):
     """After every epoch: a row of metrics.csv, best.ckpt if validation accuracy rose, and last.ckpt.
 
+    Networks that meet the target, if there is one, are better than those that do not.
+
     The rows are part of the checkpoints, so that metrics.csv is always the history of the weights beside it.
     """
 
     def __init__(self, run: Run, total_steps: int) -> None:
         self.run, self.total_steps = run, total_steps
         self.rows: list[dict[str, Any]] = []
-        self.best = -1.0
+        self.fits, self.best = False, -1.0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs of the past."""
-        return {"rows": self.rows, "best": self.best}
+        return {"rows": self.rows, "best": self.best, "fits": self.fits}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the past back."""
         self.rows, self.best = list(state_dict["rows"]), state_dict["best"]
+        self.fits = state_dict.get("fits", True)  # checkpoints of before there were targets have none
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        """End the run where its last step lies inside an epoch."""
-        if trainer.global_step >= self.total_steps:
+        """End the run where its last step lies inside an epoch, with what its target asks for."""
+        if trainer.global_step >= self.total_steps and not trainer.should_stop:
             trainer.should_stop = True  # validates first, unlike Lightning's own max_steps
+            if pl_module.sparse is not None:
+                pl_module.sparse.project()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Count the epoch and save."""
@@ -79,9 +85,10 @@ class RunFiles(Callback):
             row["temperature"] = temperature(module)
         row |= {"lr": module.rates["weights"], "gate_lr": module.rates.get("gates")}
         self.rows.append(row)
-        improved = val["accuracy"] > self.best
-        if improved:
-            self.best = val["accuracy"]
+        reached = None if module.sparse is None else target_row(module.sparse)
+        fits = reached is None or reached.reached <= reached.share
+        if (fits, val["accuracy"]) > (self.fits, self.best):
+            self.fits, self.best = fits, val["accuracy"]
             # Before last.ckpt: a run killed in between repeats this epoch and writes the same file again.
             self.save(trainer, module, best=True)
         self.save(trainer, module)

@@ -19,6 +19,7 @@ from zerogate.norms import attach_kept
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
 from zerogate.precision import InDouble
+from zerogate.target import Target
 from zerogate.tensors import deep_copy, named_tensors
 from zerogate.unregistered import replace, unregistered
 
@@ -44,6 +45,7 @@ def compact(
 ) -> nn.Module:
     """See `Sparsified.compact`."""
     _check_data(sparse)
+    _check_target(sparse)
     plan = Plan() if sparse.unit == "weight" else make_plan(_whole(sparse), sparse.structure, sparse.kept())
     try:
         error, allowed = _check(sparse, plan, torch.float64), TOLERANCE
@@ -77,6 +79,19 @@ def _check_data(sparse: Sparsified) -> None:
             "the example inputs are on the meta device and hold nothing to compare on; set sparse.example_inputs to inputs "
             f"on the device of the {type(sparse.model).__name__}"
         )
+
+
+def _check_target(sparse: Sparsified) -> None:
+    """Warns where more is left than the target allows."""
+    target = sparse.objective
+    if isinstance(target, Target):
+        left, dense = target.of(sparse.cost()), target.of(sparse.dense_cost)
+        if left > target.allowed(sparse.cost_model):
+            warnings.warn(
+                f"{left:,} of {dense:,} {target.over} are left ({left / dense:.2%}), and the target is {target.share:.2%}: "
+                "train longer, or call project() on the handle first, which closes the most doubtful gates",
+                stacklevel=4,
+            )
 
 
 def _whole(sparse: Sparsified) -> nn.Module:

@@ -39,6 +39,11 @@ class Gate(nn.Module, ABC):
     def open_probability(self, logits: Tensor) -> Tensor:
         """P(z ≠ 0), or its soft stand-in, [units] in [0, 1]; differentiable."""
 
+    def movable_probability(self, logits: Tensor) -> Tensor:
+        """`open_probability` with a gradient that moves every gate, also those that are all but decided: what a `Target`
+        pushes on."""
+        return self.open_probability(logits)
+
     def step(self) -> None:
         """Called once after each optimizer step; moves schedules on."""
 
@@ -329,6 +334,12 @@ class SoftMask(Gate):
             return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta)
 
         return _likely(logits, value, sparing, self.open_probability, backward)
+
+    def movable_probability(self, logits: Tensor) -> Tensor:
+        # At β s = 20 the gradient of σ(β s) is 0 in float32. Here β grows no further than the spread of s allows.
+        spread = logits.detach().abs().mean().clamp(min=torch.finfo(logits.dtype).tiny)
+        p = torch.sigmoid(torch.minimum(self.temperature, 2 / spread) * logits)
+        return p + (self.open_probability(logits) - p).detach()
 
     def step(self) -> None:
         if self.steps is None:

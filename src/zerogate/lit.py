@@ -74,7 +74,7 @@ class Classifier(pl.LightningModule):
         sparse: the handle of `zerogate.sparsify`, or None for a dense network.
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes a learning-rate scheduler, stepped once an epoch, from the optimizer; or None.
-        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay.
+        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for 30 · lr.
         num_classes: number of classes.
         seed: the run's.
     """
@@ -86,7 +86,7 @@ class Classifier(pl.LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         lr: float,
-        gate_lr: float,
+        gate_lr: float | None,
         weight_decay: float,
         num_classes: int,
         seed: int,

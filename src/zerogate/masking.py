@@ -33,6 +33,7 @@ from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
 from zerogate.removable import removable
 from zerogate.report import Report, make_report
+from zerogate.target import Target, project
 from zerogate.tensors import modules_by_name, owner_of, tied_names
 
 Unit = Literal["channel", "head", "weight"]
@@ -44,7 +45,7 @@ def sparsify(
     *,
     gate: Gate | None = None,
     unit: Unit | Collection[Unit] = "channel",
-    objective: Penalty | None = None,
+    objective: Penalty | Target | None = None,
     per_example: bool = False,
     gate_inputs: bool = False,
     include: Sequence[str] | None = None,
@@ -68,7 +69,7 @@ def sparsify(
         unit: ``"channel"`` (channels of convolutions, neurons of linear layers), ``"head"`` (heads of attention, with
             grouped queries the heads that share keys and values), or both as in ``{"channel", "head"}``: removed
             physically. Or ``"weight"``: single weights of convolutions and linear layers become exactly zero; shapes stay.
-        objective: default ``Penalty(1.0)``.
+        objective: default ``Penalty(1.0)``; or a ``Target``, the share of parameters or MACs that may be left.
         per_example: a draw of its own for every example, multiplied into activations; default one draw per forward,
             multiplied into weights.
         gate_inputs: also gate the network's inputs (feature selection); compaction then selects inputs first.
@@ -86,7 +87,7 @@ def sparsify(
     Raises:
         WatchError: the model rejects the inputs, cannot be copied (with ``keep_class=False`` also: exported), or has
             nothing to remove.
-        ZerogateError: the model has gates already, or an argument is out of range.
+        ZerogateError: the model has gates already, an argument is out of range, or a target cannot be reached.
     """
     if not isinstance(model, nn.Module):
         raise ZerogateError(f"sparsify takes a torch.nn.Module, got {type(model).__name__}")
@@ -162,7 +163,7 @@ class Sparsified(nn.Module):
         *,
         gate: Gate,
         unit: str,
-        objective: Penalty,
+        objective: Penalty | Target,
         per_example: bool,
         excluded: frozenset[str],
         min_channels: int,
@@ -192,6 +193,8 @@ class Sparsified(nn.Module):
         units = self.groups[-1].slice.stop if self.groups else 0
         if units == 0:
             raise WatchError(_nothing_to_remove(model, structure))
+        if isinstance(objective, Target):
+            objective.check(self.cost_model, units)
         self.gate = gate
         self.objective = objective
         device = next((p.device for p in parameters.values() if not p.is_meta), torch.device("cpu"))
@@ -236,12 +239,26 @@ class Sparsified(nn.Module):
     def loss(self) -> Tensor:
         """The objective's term, a 0-dim tensor to add to the task's loss."""
         value, self._open = self._open, None
+        if isinstance(self.objective, Target) and type(self.gate).movable_probability is not Gate.movable_probability:
+            return self.objective(self.gate.movable_probability(self.logits), self.cost_model)
         known = value[0] if value is not None and value[1] == self._versions() else None
         return self.objective(self.gate.likely(self.logits, known, self._sparing), self.cost_model)
 
     def step(self) -> None:
-        """Call once after each optimizer step; moves the gate's schedule on."""
+        """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
         self.gate.step()
+        if isinstance(self.objective, Target):
+            self.objective.step(self.open_probability(), self.is_open(), self.cost_model)
+            if self.objective.on_trial:
+                project(self, for_good=False)
+
+    def project(self) -> int:
+        """Call at the end of training with a `Target`; the training command does. Where the deployed network costs more,
+        the open gates with the lowest logits are closed until it fits; where it is more than a point of the dense cost
+        below, the closed gates with the highest are opened until it is not, or the next would not fit.
+
+        Returns how many gates it changed, which `report` repeats; 0 without a target."""
+        return project(self) if isinstance(self.objective, Target) else 0
 
     @property
     def _sparing(self) -> bool:
@@ -290,6 +307,8 @@ class Sparsified(nn.Module):
                 the model's, moments cut alike, and no gates.
             ema: an averaged copy of the model (`torch.optim.swa_utils.AveragedModel` or a module of the same names):
                 folded and cut by the same plan, in place.
+
+        Warns where a target is not met; call `project` before.
 
         Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, or where the model or the
         example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit, and for

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zerogate.target import Target
 from zerogate.tensors import owner_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,20 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class TargetRow:
+    """What a `Target` asks for and what is left."""
+
+    over: str
+    """``params`` or ``macs``."""
+    share: float
+    """Of the dense cost, as asked for."""
+    reached: float
+    """Of the dense cost, as deployed."""
+    projected: int | None
+    """How many gates the last projection changed; None before there was one."""
+
+
+@dataclass(frozen=True)
 class Report:
     """A table of layers with totals, and one of groups; ``str()`` prints the first, rich both."""
 
@@ -56,6 +71,8 @@ class Report:
     groups: tuple[GroupRow, ...] = ()
     keep_class: bool = True
     """Whether `Sparsified.compact` returns a module of the model's class, or a graph module."""
+    target: TargetRow | None = None
+    """None where the objective is no `Target`."""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as values that JSON has: lists, where the attributes are tuples."""
@@ -76,6 +93,12 @@ class Report:
 
         units = " and ".join(f"{kind}s" for kind in self.unit.split("+"))
         end = "" if self.keep_class else "; compact() gives a graph module"
+        if self.target is not None:
+            what = "parameters" if self.target.over == "params" else "MACs"
+            end += f"; target {self.target.share:.1%} of {what}"
+            if self.target.projected is not None:
+                gates = "gate" if self.target.projected == 1 else "gates"
+                end += f", {self.target.projected:,} {gates} changed by projection"
         return f"{units} {share(*self.units)}, parameters {share(*self.params)}, MACs {share(*self.macs)}{end}"
 
     def __str__(self) -> str:
@@ -182,7 +205,17 @@ def make_report(sparse: Sparsified) -> Report:
         (int(kept.sum()), len(kept)),
         tuple(groups),
         sparse.keep_class,
+        target_row(sparse),
     )
+
+
+def target_row(sparse: Sparsified) -> TargetRow | None:
+    """The handle's target and what is left, or None where it has no target."""
+    target = sparse.objective
+    if not isinstance(target, Target):
+        return None
+    reached = target.of(sparse.cost()) / target.of(sparse.dense_cost)
+    return TargetRow(target.over, target.share, reached, target.projected)
 
 
 def _pair(values: tuple[int, int] | None) -> str:

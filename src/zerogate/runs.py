@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from zerogate.folder import Run, check_state, load_checkpoint, write_json
 from zerogate.lit import Classifier, DivergedError, ImageDataModule, evaluate
 from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan
+from zerogate.report import target_row
 from zerogate.settings import compose
 
 __all__ = ["Run", "compact", "compose", "evaluate_run", "train"]
@@ -81,9 +83,9 @@ def train(config: DictConfig) -> dict[str, Any]:
             config.init_from = None  # its weights are in the checkpoint already
         module = building.make_classifier(config, batches, device)
         steps = building.total_steps(config, batches)
-        gate = module.sparse.gate if module.sparse is not None else None
-        if gate is not None and getattr(gate, "steps", 0) is None:
-            gate.steps = steps
+        for part in () if module.sparse is None else (module.sparse.gate, module.sparse.objective):
+            if getattr(part, "steps", 0) is None:
+                part.steps = steps
         if checkpoint is not None:
             check_state(module, checkpoint["state_dict"], run.last)
             if checkpoint["global_step"] >= steps and run.result.is_file():
@@ -187,13 +189,15 @@ def _finish(run: Run, config: DictConfig, module: Classifier, batches: ImageData
             **_cost(module, batches),
         }
     final = scores["last"]
+    target = None if module.sparse is None else target_row(module.sparse)
     result: dict[str, Any] = {
         "name": config.name,
         "model": config.model._target_,
         "data": batches.data.name,
         "gate": config.gate.get("_target_"),
         "unit": config.sparsify.unit if module.sparse is not None else None,
-        "lambda": config.objective.weight if module.sparse is not None else None,
+        "lambda": config.objective.get("weight") if module.sparse is not None and target is None else None,
+        "target": None if target is None else asdict(target),
         "seed": config.seed,
         "steps": steps,
         **final,  # test_accuracy and the rest are those of the network at the end of training

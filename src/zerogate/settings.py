@@ -90,7 +90,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "overwrite": (_flag, "true or false"),
     "resume": (_optional(_text), "a run folder, or null"),
     "init_from": (_optional(_text), "a checkpoint or run folder, or null"),
-    "gate_lr": (lambda value: _number(value) and value >= 0, "a number of at least 0"),
+    "gate_lr": (_optional(lambda value: _number(value) and value >= 0), "a number of at least 0, or null"),
     "sparsify.unit": (lambda value: value in ("channel", "weight"), "channel or weight"),
     "sparsify.per_example": (_flag, "true or false"),
     "sparsify.gate_inputs": (_flag, "true or false"),

@@ -1,0 +1,403 @@
+"""Budgets: the dual update by hand, runs that reach them, projections, checkpoints, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import os
+import random
+import re
+import signal
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zerogate as zg
+from random_nets import RandomNetwork
+from zerogate.cli import main
+from zerogate.cost import Cost, CostModel
+from zerogate.lit import Classifier
+from zerogate.runs import compose, train
+from zerogate.target import MARGIN, REACH
+
+
+class Plain(CostModel):
+    """Every open unit costs so many parameters and twice the MACs; ``fixed`` stays."""
+
+    def __init__(self, costs: list[float], fixed: float = 0.0) -> None:
+        self.costs, self.fixed = torch.tensor(costs), fixed
+        self.dense = self.exact(torch.ones(len(costs), dtype=torch.bool))
+
+    def expected(self, p: Tensor) -> Cost:
+        total = self.fixed + (p.double() * self.costs).sum()
+        return Cost(total, 2 * total)
+
+    def kept(self, is_open: Tensor, logits: Tensor) -> Tensor:
+        return is_open
+
+
+def share(sparse: zg.Sparsified, over: str = "params") -> float:
+    return getattr(sparse.cost(), over) / getattr(sparse.dense_cost, over)
+
+
+def mlp(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 3))
+
+
+def test_the_dual_update_is_its_closed_form() -> None:
+    steps, costs = 300, [3.0, 5.0, 2.0]
+    target, cost = zg.Target(params=0.4, steps=steps), Plain(costs)
+    generator = random.Random(0)
+    log, start, weights, seen = 0.0, None, [], []
+    for t in range(1, steps + 1):
+        p = [generator.random() * (0.5 if t % 90 < 45 else 1) for _ in costs]
+        is_open = [x > 0.4 for x in p]
+        expected = sum(c * x for c, x in zip(costs, p, strict=True)) / 10
+        deployed = sum(c * x for c, x in zip(costs, is_open, strict=True)) / 10
+        late = min(1.0, max(0.0, ((t - 1) / steps - 2 / 3) / (1 / 6)))
+        w = 0.5 + 0.5 * late
+        left = (1 - w) * expected + w * deployed
+        start = left if start is None else start
+        allowed = start + (0.4 - start) * min(1.0, t / 200)
+        over = left - allowed
+        g = max(0.0, over) + min(0.0, over + 0.01)
+        log += 200 / steps * g
+        log = log if log * g > 0 else 0.0
+        target.step(torch.tensor(p), torch.tensor(is_open), cost)
+        seen.append(target.multiplier.item())
+        weights.append(math.copysign(math.expm1(abs(log)), log) + 60 * g)
+    assert seen == pytest.approx(weights, abs=1e-3, rel=1e-4)
+    assert min(seen) < 0 < max(seen)
+    p = torch.tensor([0.1, 0.9, 0.5])
+    assert target(p, cost).item() == pytest.approx(seen[-1] * (0.3 + 4.5 + 1) / 10, rel=1e-5)
+
+
+def test_the_multiplier_restarts_where_the_constraint_holds() -> None:
+    target, fits = zg.Target(macs=0.5, steps=10), torch.tensor(0.495)
+    for _ in range(8):
+        target.advance(torch.tensor(0.9), torch.tensor(0.9))
+    assert target.multiplier > 5
+    target.advance(fits, fits)
+    assert target.multiplier == 0
+    target.advance(torch.tensor(0.2), torch.tensor(0.2))
+    assert target.multiplier < 0
+    for _ in range(100):
+        target.advance(torch.tensor(1.0), torch.tensor(1.0))
+    assert target.multiplier.isfinite()
+    assert target.multiplier < 1.1e4
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1, torch.tensor(y)
+    return x[:1437], y[:1437], x[1437:], y[1437:]
+
+
+@pytest.mark.parametrize(
+    ("goal", "options", "optimizer"),
+    [
+        ({"params": 0.2}, {"gate": zg.HardConcrete(0.2)}, "adam"),
+        ({"params": 0.5}, {}, "adam"),
+        ({"macs": 0.3}, {"gate": zg.HardConcrete(0.2)}, "sgd"),
+        ({"params": 0.1}, {"gate": zg.SoftMask(steps=200), "unit": "weight"}, "adam"),
+        ({"macs": 0.9}, {"gate": zg.SoftMask(steps=200), "unit": "weight"}, "sgd"),
+    ],
+)
+def test_budgets_are_reached(goal: dict[str, float], options: dict, optimizer: str) -> None:
+    steps = 200
+    torch.manual_seed(0)
+    train_x, train_y, x, y = digits()
+    model = zg.models.convnet(width=12)
+    (over, wanted), options = next(iter(goal.items())), copy.deepcopy(options)
+    sparse = zg.sparsify(model, train_x[:2], objective=zg.Target(**goal, steps=steps), **options)
+    groups = sparse.param_groups(0.003 if optimizer == "adam" else 0.05)
+    step = torch.optim.Adam(groups) if optimizer == "adam" else torch.optim.SGD(groups, momentum=0.9)
+    for _ in range(steps):
+        i = torch.randint(len(train_x), (64,))
+        (F.cross_entropy(model(train_x[i]), train_y[i]) + sparse.loss()).backward()
+        step.step()
+        step.zero_grad()
+        sparse.step()
+    before = share(sparse, over)
+    changed = sparse.project()
+    reached = share(sparse, over)
+    largest = 1 / 12 if sparse.unit == "channel" else 0.0
+    assert wanted - MARGIN - largest < reached <= wanted
+    assert abs(before - wanted) < 0.06 + largest  # training has done it, not the projection
+    assert changed <= 0.08 * len(sparse.logits)
+    report = sparse.report()
+    assert report.target is not None
+    assert (report.target.over, report.target.share, report.target.projected) == (over, wanted, changed)
+    assert f"target {wanted:.1%}" in str(report)
+    assert report.as_dict()["target"]["reached"] == reached
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = sparse.compact()
+    with torch.no_grad():
+        accuracy = (small.eval()(x).argmax(1) == y).double().mean().item()
+    assert accuracy > (0.8 if wanted > 0.25 else 0.5)  # a network of 12 channels has little to spare
+
+
+def test_nothing_is_read_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(params=0.3, steps=10))
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(Tensor, name, None)
+    for _ in range(3):
+        sparse.loss().backward()
+        sparse.step()
+
+
+def fit(sparse: zg.Sparsified, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for number in range(first, last):
+        torch.manual_seed(number)
+        x = torch.randn(16, 6)
+        (F.cross_entropy(sparse.model(x), x[:, :3].argmax(1)) + sparse.loss()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sparse.step()
+
+
+@pytest.mark.parametrize("gate", [zg.HardConcrete(), zg.SoftMask(steps=60)])
+def test_a_resumed_loop_is_the_uninterrupted_one(gate: zg.Gate) -> None:
+    def make() -> tuple[zg.Sparsified, torch.optim.Optimizer]:
+        goal = zg.Target(params=0.4, steps=60)
+        sparse = zg.sparsify(mlp(), torch.randn(2, 6), gate=copy.deepcopy(gate), objective=goal)
+        return sparse, torch.optim.Adam(sparse.param_groups(0.01))
+
+    whole, optimizer = make()
+    fit(whole, optimizer, 0, 60)
+    for stop in (1, 17, 45):
+        first, optimizer = make()
+        fit(first, optimizer, 0, stop)
+        file = io.BytesIO()
+        torch.save([first.model.state_dict(), first.state_dict(), optimizer.state_dict()], file)
+        file.seek(0)
+        model, state, moments = torch.load(file, weights_only=True)
+        second, optimizer = make()
+        second.objective.steps = None  # the state says it
+        second.model.load_state_dict(model)
+        second.load_state_dict(state)
+        optimizer.load_state_dict(moments)
+        fit(second, optimizer, stop, 60)
+        for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True):
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    whole.project()
+    other = make()[0]
+    other.load_state_dict(whole.state_dict())
+    assert other.report().target == whole.report().target
+
+
+def by_logits(sparse: zg.Sparsified, n: int) -> float:
+    """Cost with the n highest logits open."""
+    is_open = torch.zeros(len(sparse.logits), dtype=torch.bool)
+    is_open[sparse.logits.detach().argsort(descending=True, stable=True)[:n]] = True
+    cost = sparse.cost_model.exact(is_open)
+    return getattr(cost, sparse.objective.over)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_projection_ends_at_most_a_point_or_a_unit_under(seed: int) -> None:
+    """On random networks, from random gates, for random targets: at or under, no unit more than needed is changed."""
+    generator = torch.Generator().manual_seed(seed)
+    model = RandomNetwork(seed)
+    x = model.inputs(2, generator)
+    unit = "weight" if seed % 4 == 3 else "channel"
+    gate = zg.SoftMask() if seed % 2 else zg.HardConcrete()
+    try:
+        sparse = zg.sparsify(model, x, gate=gate, unit=unit)
+    except zg.WatchError as error:
+        pytest.skip(str(error))
+    over = ("params", "macs")[seed % 3 % 2]
+    dense = getattr(sparse.dense_cost, over)
+    least = by(sparse, over, torch.zeros(len(sparse.logits), dtype=torch.bool)) / dense
+    wanted = least + (1 - least) * (0.01 + 0.99 * torch.rand((), generator=generator).item())
+    sparse.objective = zg.Target(**{over: min(wanted, 1.0)})
+    with torch.no_grad():
+        drawn = torch.randn(len(sparse.logits), generator=generator) * 3
+        sparse.logits.copy_(drawn + torch.randn((), generator=generator) * 3)
+    before, logits = sparse.is_open(), sparse.logits.detach().clone()
+    order = logits.argsort(descending=True, stable=True)
+    number = int(before.sum())
+    changed = sparse.project()
+    after = sparse.is_open()
+    left = by(sparse, over, after)
+    limit = sparse.objective.share * dense
+    assert changed == int((before != after).sum()) == sparse.objective.projected
+    assert torch.equal(sparse.logits[before == after], logits[before == after])
+    n = int(after.sum())
+    assert after[order[:n]].all()  # the most open ones
+    assert left <= limit
+
+    def cost(n: int) -> int:
+        is_open = torch.zeros_like(after)
+        is_open[order[:n]] = True
+        return by(sparse, over, is_open)
+
+    if n < number:
+        assert cost(n + 1) > limit  # not one more was closed than needed
+    if n > number:
+        assert cost(n - 1) < limit - MARGIN * dense  # nor opened
+    if left < limit - MARGIN * dense and n < len(order):
+        assert cost(n + 1) > limit  # the next unit is larger than what is missing
+    assert sparse.project() == 0
+
+
+def by(sparse: zg.Sparsified, over: str, is_open: Tensor) -> int:
+    return getattr(sparse.cost_model.exact(is_open), over)
+
+
+def test_gates_near_the_edge_change_least() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(params=0.5))
+    with torch.no_grad():
+        sparse.logits[:] = torch.linspace(-9, 9, len(sparse.logits))
+    sparse.objective.share = 0.99
+    opened = sparse.is_open()
+    assert sparse.project() > 0
+    new = sparse.gate.mask(sparse.logits.detach())[sparse.is_open() & ~opened]
+    assert 0 < new.max() < 1e-3  # open, and all but 0: the network computes what it did
+
+
+def test_gates_are_made_to_fit_once_while_weights_can_follow() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(params=0.5, steps=12))
+    with torch.no_grad():
+        sparse.logits[:] = torch.linspace(-2, 4, len(sparse.logits))
+    fitted = []
+    for _ in range(12):
+        sparse.step()
+        fitted.append(share(sparse) <= 0.5)
+    assert fitted == [False] * 9 + [True] * 3
+    assert sparse.objective.projected is None  # only the last projection is reported
+    edge, logits = -math.log(11), sparse.logits.detach()  # of hard-concrete gates
+    assert logits[logits < edge].min() < edge - 2  # as far beyond it as they were before
+
+
+def test_without_a_target_nothing_is_projected() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6))
+    assert sparse.project() == 0
+    assert sparse.report().target is None
+
+
+def test_compact_says_where_the_target_is_missed() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(macs=0.25))
+    with torch.no_grad():
+        sparse.logits[:] = torch.linspace(3, 4, len(sparse.logits))
+    with pytest.warns(
+        UserWarning, match=r"684 of 684 macs are left \(100.00%\), and the target is 25.00%.*project\(\)"
+    ):
+        sparse.compact()
+    assert sparse.is_open().all()  # and changes nothing
+    sparse.project()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sum(m.weight.numel() for m in sparse.compact() if isinstance(m, nn.Linear)) <= 0.25 * 684
+
+
+def test_without_steps_it_says_so_once() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(params=0.5))
+    with pytest.warns(UserWarning, match=r"Target\(steps="):
+        sparse.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparse.step()
+
+
+def test_a_target_out_of_reach_is_refused_with_what_can_be_reached() -> None:
+    model = mlp()
+    with pytest.raises(zg.ZerogateError, match=r"params=0\.001 cannot be reached: 15 of 731 params") as caught:
+        zg.sparsify(model, torch.randn(2, 6), objective=zg.Target(params=0.001))
+    found = re.search(r"smallest share is ([0-9.e-]+)", str(caught.value))
+    assert found is not None
+    sparse = zg.sparsify(model, torch.randn(2, 6), objective=zg.Target(params=float(found[1])))
+    sparse.project()
+    assert share(sparse) <= float(found[1])
+    wide = "0"  # a dense first layer costs more than this
+    with pytest.raises(zg.ZerogateError, match="smallest share"):
+        zg.sparsify(mlp(), torch.randn(2, 6), exclude=[wide], objective=zg.Target(macs=0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: zg.Target(params=0.0), "got 0.0"),
+        (lambda: zg.Target(params=-0.1), "got -0.1"),
+        (lambda: zg.Target(macs=1.1), "got 1.1"),
+        (lambda: zg.Target(params=math.nan), "got nan"),
+        (lambda: zg.Target(macs=math.inf), "got inf"),
+        (lambda: zg.Target(params="half"), "got half"),  # type: ignore[arg-type]
+        (lambda: zg.Target(params=True), "got True"),
+        (lambda: zg.Target(), "params=None, macs=None"),
+        (lambda: zg.Target(params=0.1, macs=0.2), "params=0.1, macs=0.2"),
+        (lambda: zg.Target(params=0.1, steps=0), "got 0"),
+        (lambda: zg.Target(params=0.1, steps=1.5), "got 1.5"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_values_are_named(make, message: str) -> None:
+    with pytest.raises(zg.ZerogateError, match=re.escape(message)):
+        make()
+
+
+RECIPE = ["experiment=digits", "model.width=6", "objective=target", "objective.params=0.4", "trainer.max_epochs=6",
+          "data.limit=300", "trainer.progress=none"]  # fmt: skip
+
+
+def test_by_command_stopped_and_resumed(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert main(["train", *RECIPE, f"output={tmp_path}/whole"]) == 0
+    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert whole["lambda"] is None
+    assert whole["target"]["over"] == "params" and whole["target"]["share"] == 0.4
+    assert 0.3 < whole["target"]["reached"] == whole["density_params"] <= 0.4
+    assert whole["target"]["projected"] >= 0
+    assert whole["best"]["params"] <= 0.4 * whole["dense_params"]  # best among those that fit
+    step, done = Classifier.training_step, []
+
+    def interrupted(self, batch, batch_idx):
+        done.append(batch_idx)
+        if len(done) in (3, 21):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", interrupted)
+    assert main(["train", *RECIPE, f"output={tmp_path}/run"]) == 143
+    assert main(["train", f"resume={tmp_path}/run"]) == 143
+    assert main(["train", f"resume={tmp_path}/run"]) == 0
+    resumed = json.loads((tmp_path / "run" / "result.json").read_text())
+    for name in ("metrics.csv", "compact.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    assert {k: v for k, v in whole.items() if k not in ("command", "images_per_second")} == {
+        k: v for k, v in resumed.items() if k not in ("command", "images_per_second")
+    }
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective=target"], "params=None, macs=None"),
+        (["objective=target", "objective.params=2"], "got 2"),
+        (["objective=target", "objective.macs=1e-6"], "smallest share"),
+        (["objective=target", "objective.params=0.5", "objective.macs=0.5"], "give one"),
+        (["experiment=digits", "objective=target", "objective.params=0.5", "objective.weight=3"], "has no weight"),
+    ],
+)
+def test_bad_configurations_are_refused(overrides: list[str], message: str, tmp_path) -> None:
+    with pytest.raises(zg.ZerogateError, match=re.escape(message)):
+        train(compose([*overrides, f"output={tmp_path}/run"]))
+
+
+def test_the_pace_is_that_of_the_run() -> None:
+    assert pytest.approx(2 / 3) == REACH
+    grown = {}
+    for steps in (30, 3000):
+        target = zg.Target(params=0.1, steps=steps)
+        for _ in range(steps // 3):
+            target.advance(torch.tensor(1.0), torch.tensor(1.0))
+        grown[steps] = math.log1p(target.multiplier.item())
+    assert grown[30] == pytest.approx(grown[3000], rel=0.12)
