@@ -710,8 +710,8 @@ def test_attention_states_its_widths(unit: Any) -> None:
         assert again.compact().attention.embed_dim == again.compact().q.out_features
 
 
-def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever a gated forward breaks off: the plain model is whole again, and the gated one runs on."""
+def gated_vit() -> tuple[zg.Sparsified, Tensor, Tensor, Tensor, list[set[str]]]:
+    """A gated network, its input, what it makes of it without gates and with them, and what its modules hold without."""
     torch.manual_seed(0)
     model, x = ViT().eval(), torch.randn(2, 3, 8, 8)
     plain, places = model(x), [{*vars(m)} for m in model.modules()]
@@ -719,6 +719,13 @@ def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> N
     with torch.no_grad():
         sparse.logits.normal_()
     expected = model(x)
+    return sparse, x, plain, expected, places
+
+
+def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a gated forward breaks off: the plain model is whole again, and the gated one runs on."""
+    sparse, x, plain, expected, places = gated_vit()
+    model = sparse.model
 
     def fails(*_: Any, **__: Any) -> None:
         raise MemoryError
@@ -739,13 +746,8 @@ def test_gates_come_off_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_gates_come_off_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hooks do not run then: the next forward, or detach, clears up."""
-    torch.manual_seed(0)
-    model, x = ViT().eval(), torch.randn(2, 3, 8, 8)
-    plain, places = model(x), [{*vars(m)} for m in model.modules()]
-    sparse = zg.sparsify(model, x, unit=BOTH)
-    with torch.no_grad():
-        sparse.logits.normal_()
-    expected = model(x)
+    sparse, x, plain, expected, places = gated_vit()
+    model = sparse.model
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from zerogate.errors import WatchError, first_line
 from zerogate.groups import Inputs, kept_rng, shared_twin
 from zerogate.groups.interpreted import Interpreted, Place, Program
+from zerogate.groups.shapes import bind
 from zerogate.groups.trace import is_internal
 from zerogate.tensors import named_tensors
 
@@ -362,9 +363,7 @@ class _Rewriting:
         name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
         if name not in ("split", "chunk", "slice", "narrow", "unsafe_split", "unsafe_chunk"):
             return None
-        arguments = node.target._schema.arguments  # type: ignore[union-attr]
-        given: dict[str, Any] = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        given |= dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
+        given = bind(node.target, node.args, node.kwargs)
         x = given["self"].meta["val"]
         dim = given["dim"] % x.ndim
         size = x.shape[dim]

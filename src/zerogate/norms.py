@@ -114,6 +114,10 @@ class Way:
     outside: bool
     sizes: list[tuple[str, int | None]]
 
+    def of(self, norm: Norm) -> Norm:
+        """The norm, taken in this way."""
+        return replace(norm, centred=self.centred, over=self.over, outside=self.outside)
+
 
 def understood(
     model: nn.Module, structure: Structure, graph: Interpreted | None = None
@@ -182,11 +186,11 @@ def _exact_way(
     with torch.no_grad(), InDouble():
         wanted = small(x.index_select(norm.dim, chosen))
         for outside, centred, over in itertools.product((False, True), (True, False), ((norm.dim,), rest)):
-            twin = deep_copy(dense)
-            attach(twin, replace(norm, centred=centred, over=over, outside=outside), _Constant(w))
+            twin, way = deep_copy(dense), Way(centred, over, outside, [])
+            attach(twin, way.of(norm), _Constant(w))
             got = twin(x).index_select(norm.dim, chosen)
             if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
-                return Way(centred, over, outside, [])
+                return way
     return None
 
 

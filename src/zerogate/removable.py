@@ -88,7 +88,7 @@ def _settle_norms(
             if way is None:
                 seen.labels.freeze(norm.labels, norm.reason)
                 continue
-            norm = replace(norm, centred=way.centred, over=way.over, outside=way.outside)
+            norm = way.of(norm)
             for attribute, entry in way.sizes:
                 key = norm.module, attribute, entry
                 seen.repairs[key] = Repair(*key, norm.labels[:, None])
@@ -96,7 +96,4 @@ def _settle_norms(
     seen.norms = found
     if any(way is None or way.sizes for _, way in known):
         return None
-    norms = (
-        replace(norm, centred=way.centred, over=way.over, outside=way.outside) for norm, way in known if way is not None
-    )
-    return replace(structure, norms=tuple(norms))
+    return replace(structure, norms=tuple(way.of(norm) for norm, way in known if way is not None))

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zerogate.groups.observed import Repair, Step
+from zerogate.groups.shapes import bind
 from zerogate.tensors import modules_by_name, named_tensors, put
 
 ARGUMENTS = "exported graph.arguments"
@@ -284,9 +285,7 @@ def written_sizes(
 
 
 def _argument(node: fx.Node, name: str, entry: int | None) -> Any:
-    found: dict[str, Any] = dict(node.kwargs)
-    found |= dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))  # type: ignore[union-attr]
-    value = found.get(name)
+    value = bind(node.target, node.args, node.kwargs).get(name)
     return value[entry] if entry is not None and isinstance(value, (list, tuple)) else value
 
 

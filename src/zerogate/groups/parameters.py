@@ -25,8 +25,9 @@ class Parameters(Tracer):
         self.seen = Observations(meta=meta)
         self._labels = self.by_tensor()
         self._views = self.by_tensor()
-        self._names = {id(tensor): name for name, tensor in named_tensors(model)}
-        self._shapes_of = {name: tensor.shape for name, tensor in named_tensors(model)}
+        tensors = dict(named_tensors(model))
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self._shapes_of = {name: tensor.shape for name, tensor in tensors.items()}
         self._raw: dict[str, View] = {}
         self._parameters = {name for name, _ in model.named_parameters()}
         self._batch = 1

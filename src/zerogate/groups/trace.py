@@ -202,8 +202,7 @@ class Tracer(TorchDispatchMode):
             kwargs = {**kwargs, "device": _META}
         if not known:
             out = self._shaped(func, args, kwargs, tensors)
-            if _writes(func):
-                self._forget(func, args)
+            self._forget(func, args)
             return out
         try:
             out = self._shaped(func, args, kwargs, tensors)
@@ -254,6 +253,8 @@ class Tracer(TorchDispatchMode):
 
     def _forget(self, func: Any, args: Any) -> None:
         """What an op has written to is no longer known."""
+        if not _writes(func):
+            return
         self._catch_up()
         for (_, _, written, _), x in zip(arguments_of(func), args, strict=False):
             value = self.value_of(x) if written and isinstance(x, Tensor) else None
@@ -265,7 +266,7 @@ class Tracer(TorchDispatchMode):
         if self.line is not None:
             return self.line
         frame = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+        while frame is not None and is_internal(frame.f_code.co_filename):
             if frame.f_code.co_name == "call":  # what started the run; behind it lies whoever asked for it
                 return "", 0
             frame = frame.f_back  # type: ignore[assignment]
