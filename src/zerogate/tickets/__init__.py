@@ -1,0 +1,6 @@
+"""Tickets: masks as values, and the search for them."""
+
+from zerogate.tickets.mask import Held, Mask
+from zerogate.tickets.search import Stage, TicketSearch
+
+__all__ = ["Held", "Mask", "Stage", "TicketSearch"]
