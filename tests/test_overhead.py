@@ -108,7 +108,7 @@ def test_weight_masks_keep_little(gate: zg.Gate) -> None:
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates in plain ops, as a compiler sees them."""
-    for module in ("masking", "gates"):
+    for module in ("masking", "gates.gate"):
         monkeypatch.setattr(f"zerogate.{module}.plain_only", lambda: True)
 
 
