@@ -29,8 +29,8 @@ from zerogate.gates import Gate, HardConcrete
 from zerogate.groups import KINDS, Inputs, Structure, build, watch
 from zerogate.groups.interpreted import Interpreted
 from zerogate.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
-from zerogate.masks import channel_masks, weight_masks
 from zerogate.objective import Penalty
+from zerogate.placements import channel_placements, weight_placements
 from zerogate.removable import removable
 from zerogate.report import Report, make_report
 from zerogate.target import Target, project
@@ -183,12 +183,12 @@ class Sparsified(nn.Module):
         shapes = {name: p.shape for name, p in parameters.items()}
         self.cost_model: CostModel
         if unit == "weight":
-            self.masks, self.groups = weight_masks(structure, shapes, excluded)
+            self.placements, self.groups = weight_placements(structure, shapes, excluded)
             self.cost_model = WeightCost(
-                structure, {m.weight: g.slice for m, g in zip(self.masks, self.groups, strict=True)}, shapes
+                structure, {m.weight: g.slice for m, g in zip(self.placements, self.groups, strict=True)}, shapes
             )
         else:
-            self.masks, self.groups = channel_masks(structure, parameters), structure.groups
+            self.placements, self.groups = channel_placements(structure, parameters), structure.groups
             self.cost_model = ChannelCost(structure, shapes, min_channels, round_to)
         units = self.groups[-1].slice.stop if self.groups else 0
         if units == 0:
@@ -201,11 +201,11 @@ class Sparsified(nn.Module):
         self.logits = nn.Parameter(gate.initial_logits(units).to(device))
         self.gate.to(device)
         self.objective.to(device)
-        index = torch.cat([m.units for m in self.masks])
+        index = torch.cat([m.units for m in self.placements])
         self.register_buffer("_index", torch.where(index < 0, units, index).to(device), persistent=False)
-        self._lengths = [len(m.units) for m in self.masks]
-        self._weights = list(dict.fromkeys(m.weight for m in self.masks))
-        self._rounds = rounds(self.masks, self._weights, shapes, units)
+        self._lengths = [len(m.units) for m in self.placements]
+        self._weights = list(dict.fromkeys(m.weight for m in self.placements))
+        self._rounds = rounds(self.placements, self._weights, shapes, units)
         self._open: tuple[Tensor, list[int]] | None = None  # open probabilities of the last draw, and of which state
         self._parameters_were = _parameters(model)
         self._drawn: list[Tensor] | None = None  # every weight times its gates; or per example, the gates of every mask
@@ -213,7 +213,7 @@ class Sparsified(nn.Module):
         self._products: dict[tuple[int, int, int], tuple[Tensor, int, Tensor]] = {}
         alike: dict[tuple[int, ...], int] = {}  # the first mask of the same units
         self._alike = [
-            alike.setdefault(tuple(m.units.tolist()), i) for i, m in enumerate(self.masks if per_example else ())
+            alike.setdefault(tuple(m.units.tolist()), i) for i, m in enumerate(self.placements if per_example else ())
         ]
         self._draws = Draws()
         self._depth = 0
@@ -360,7 +360,7 @@ class Sparsified(nn.Module):
             places = [(modules[owner_of(name)], name.rpartition(".")[2], number) for name in tied[weight]]
             for host in dict.fromkeys(c.host for c in self.structure.calls if c.weight == weight):
                 shadows.setdefault(host, []).extend(places)
-        for number, mask in enumerate(self.masks if self.per_example else ()):
+        for number, mask in enumerate(self.placements if self.per_example else ()):
             calls = [c for c in self.structure.calls if c.weight == mask.weight]
             outside = next((c for c in calls if c.host != c.layer), None)
             if outside is not None:
@@ -480,7 +480,7 @@ class Sparsified(nn.Module):
             return found
         spread = torch.cat([z, z.new_ones(1)])[self._index].split(self._lengths)
         masked = dict(zip(self._weights, weights, strict=True))
-        for m, part in zip(self.masks, spread, strict=True):
+        for m, part in zip(self.placements, spread, strict=True):
             w = masked[m.weight]
             masked[m.weight] = w * part.view(m.view).to(w.dtype)
         return [*masked.values()]
