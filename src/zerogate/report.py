@@ -13,7 +13,7 @@ from zerogate.tensors import owner_of
 
 if TYPE_CHECKING:
     from zerogate.groups import Axis, Call, Structure
-    from zerogate.masking import Sparsified
+    from zerogate.sparsified import Sparsified
 
 _COLOURS = {"kept": "default", "shrunk": "green", "refused": "yellow"}
 
