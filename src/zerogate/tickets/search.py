@@ -15,9 +15,12 @@ from zerogate.errors import CheckpointError, ZerogateError
 from zerogate.gates import Hard
 from zerogate.gates.gate import RESETS, Reset
 from zerogate.sparsified import Sparsified
-from zerogate.target import Target
+from zerogate.target import Target, project
 from zerogate.tickets.mask import Mask
 from zerogate.times import Time
+
+MARGIN = 0.002
+"""A round with a `Target` ends at most this share, or one unit, under it."""
 
 
 class TicketSearch:
@@ -91,6 +94,7 @@ class TicketSearch:
         self.number = 0
         self.steps_done = 0
         self.history: list[float] = []
+        self._initial = sparse.logits.detach().clone()
         self._mask: Mask | None = None
         self._snapshot: dict[str, Tensor] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -165,8 +169,8 @@ class TicketSearch:
         if isinstance(gate, Magnitude):
             final = gate.final(sparse)
             gate.prune(sparse, final ** ((self.number + 1) / self.rounds))
-        else:
-            sparse.project()
+        elif isinstance(sparse.objective, Target):
+            project(sparse, margin=MARGIN)
         self._mask = Mask.of(sparse)
         self.history.append(self._mask.density)
         self._restore()
@@ -174,7 +178,7 @@ class TicketSearch:
             sparse.harden()
         elif gate.learns:
             with torch.no_grad():
-                sparse.logits.copy_(gate.restarted(sparse.logits, self.reset))
+                sparse.logits.copy_(gate.restarted(sparse.logits, self._initial.to(sparse.logits.device), self.reset))
             gate.restart()
         elif isinstance(gate, Hard):
             sparse.zero_closed()
@@ -249,6 +253,7 @@ class TicketSearch:
             "rewind": self._rewind,
             "history": list(self.history),
             "mask": None if self._mask is None else dict(self._mask),
+            "initial": self._initial,
             "snapshot": self._snapshot,
             "optimizer": self._optimizer_state,
             "scale": self.sparse.gate.scale if isinstance(self.sparse.gate, Hard) else None,
@@ -272,6 +277,7 @@ class TicketSearch:
         self.number, self.steps_done = state["stage"], state["steps_done"]
         self.history = list(state["history"])
         self._mask = None if state["mask"] is None else Mask(state["mask"])
+        self._initial = state["initial"]
         self._snapshot, self._optimizer_state = state["snapshot"], state["optimizer"]
         if self.number <= self.rounds:
             self._begin()
