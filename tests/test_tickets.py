@@ -27,13 +27,15 @@ def network() -> nn.Module:
 
 def batches(n: int, size: int = 16) -> list[tuple[Tensor, Tensor]]:
     g = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(size, 6, generator=g).double(), torch.randint(3, (size,), generator=g)) for _ in range(n)
-    ]
+    return [(torch.randn(size, 6, generator=g).double(), torch.randint(3, (size,), generator=g)) for _ in range(n)]
 
 
 def train(
-    search: zg.TicketSearch, data: list[tuple[Tensor, Tensor]], optimizer: Callable[..., Any], *, until: int | None = None
+    search: zg.TicketSearch,
+    data: list[tuple[Tensor, Tensor]],
+    optimizer: Callable[..., Any],
+    *,
+    until: int | None = None,
 ) -> list[str]:
     """The loop of the documentation; `until`: stop after so many steps in all."""
     names, made = [], 0
@@ -185,10 +187,10 @@ def test_three_weights_through_two_rounds_by_hand(reset: Any) -> None:
         for step in range(length):
             z = [scale * sigmoid(beta * x) for x in s]
             p = [sigmoid(beta * x) for x in s]
-            dw = [ci * zi for ci, zi in zip(c, z)]
-            ds = [(ci * wi * scale + penalty / 3) * beta * pi * (1 - pi) for ci, wi, pi in zip(c, w, p)]
-            w = [a - lr * b for a, b in zip(w, dw)]
-            s = [a - gate_lr * b for a, b in zip(s, ds)]
+            dw = [ci * zi for ci, zi in zip(c, z, strict=True)]
+            ds = [(ci * wi * scale + penalty / 3) * beta * pi * (1 - pi) for ci, wi, pi in zip(c, w, p, strict=True)]
+            w = [a - lr * b for a, b in zip(w, dw, strict=True)]
+            s = [a - gate_lr * b for a, b in zip(s, ds, strict=True)]
             beta = beta_end ** ((step + 1) / length)
             if number == 0 and step + 1 == rewind:
                 snapshot = [*w]
@@ -198,18 +200,16 @@ def test_three_weights_through_two_rounds_by_hand(reset: Any) -> None:
         s = [min(beta * x if reset == "paper" else x, s0) for x in s]
     assert ticket == [False, True, True], "the example must close a weight"
     assert seen[0] != seen[1]
-    w = [x * keep for x, keep in zip(w, ticket)]
+    w = [x * keep for x, keep in zip(w, ticket, strict=True)]
     for _ in range(2):
-        w = [x - lr * ci * scale * keep for x, ci, keep in zip(w, c, ticket)]
+        w = [x - lr * ci * scale * keep for x, ci, keep in zip(w, c, ticket, strict=True)]
 
     # by the library
     model = Three()
     with torch.no_grad():
         model.layer.weight.copy_(torch.tensor([w0]))
     x = torch.tensor([c], dtype=torch.float64)
-    sparse = zg.sparsify(
-        model, x, gate=zg.SoftMask(s0, beta_end), unit="weight", objective=zg.Penalty(penalty)
-    )
+    sparse = zg.sparsify(model, x, gate=zg.SoftMask(s0, beta_end), unit="weight", objective=zg.Penalty(penalty))
     sparse.double()
     with torch.no_grad():
         sparse.logits.fill_(s0)
@@ -227,9 +227,7 @@ def test_three_weights_through_two_rounds_by_hand(reset: Any) -> None:
     assert names == ["round 1", "round 2", "ticket"]
     assert found[:2] == [pytest.approx(values, rel=1e-9) for values in seen]
     assert search.mask == zg.Mask({"layer.weight": torch.tensor([ticket])})
-    assert search.history == [pytest.approx(sum(x > 0 for x in values) / 3) for values in seen] + [
-        pytest.approx(2 / 3)
-    ]
+    assert search.history == [pytest.approx(sum(x > 0 for x in values) / 3) for values in seen] + [pytest.approx(2 / 3)]
     assert model.layer.weight.tolist()[0] == pytest.approx(w, rel=1e-9)
     small = sparse.compact()
     assert small.layer.weight.tolist()[0] == pytest.approx([scale * x for x in w], rel=1e-9)
@@ -284,7 +282,9 @@ def test_last_stage_equals_a_plain_loop_over_the_masked_network(rewind: str) -> 
             parameters[name] *= kept
     for step in range(20):
         x, y = data[step % 5]
-        masked = {name: p * (mask[name].float() * scale).double() if name in mask else p for name, p in parameters.items()}
+        masked = {
+            name: p * (mask[name].float() * scale).double() if name in mask else p for name, p in parameters.items()
+        }
         F.cross_entropy(functional_call(plain, masked, (x,)), y).backward()
         opt.step()
         opt.zero_grad()
@@ -305,8 +305,16 @@ def test_last_stage_equals_a_plain_loop_over_the_masked_network(rewind: str) -> 
 def test_every_kind_of_search(gate: zg.Gate, unit: Any) -> None:
     model, data = network(), batches(5)
     if unit == "channel":
-        model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 8), nn.Linear(8, 3)).double()
-    sparse = zg.sparsify(model, data[0][0], gate=copy.deepcopy(gate), unit=unit, objective=zg.Penalty(60.0 if isinstance(gate, zg.HardConcrete) else 9.0))
+        model = nn.Sequential(
+            nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 8), nn.Linear(8, 3)
+        ).double()
+    sparse = zg.sparsify(
+        model,
+        data[0][0],
+        gate=copy.deepcopy(gate),
+        unit=unit,
+        objective=zg.Penalty(60.0 if isinstance(gate, zg.HardConcrete) else 9.0),
+    )
     search = zg.TicketSearch(sparse, rounds=2, length="10it", rewind="2it")
     assert train(search, data, sgd) == ["round 1", "round 2", "ticket"]
     assert search.mask.density < 1
@@ -414,9 +422,7 @@ def test_pruned_weights_stay_exactly_zero(held: str, optimizer: str, how: str) -
         mask.apply(model)
         opt = OPTIMIZERS[optimizer](weights)
         step = lambda: None  # noqa: E731
-    ema = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
-    )
+    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for i in range(100):
         x, y = data[i % 5]
@@ -493,10 +499,10 @@ def test_a_search_resumes_bit_for_bit(gate: zg.Gate, until: int) -> None:
     data = batches(5)
 
     def made() -> zg.TicketSearch:
-        sparse = zg.sparsify(
-            network(), data[0][0], gate=copy.deepcopy(gate), unit="weight", objective=zg.Target(params=0.5)
-        ) if not isinstance(gate, zg.Magnitude) else zg.sparsify(
-            network(), data[0][0], gate=copy.deepcopy(gate), unit="weight"
+        sparse = (
+            zg.sparsify(network(), data[0][0], gate=copy.deepcopy(gate), unit="weight", objective=zg.Target(params=0.5))
+            if not isinstance(gate, zg.Magnitude)
+            else zg.sparsify(network(), data[0][0], gate=copy.deepcopy(gate), unit="weight")
         )
         return zg.TicketSearch(sparse, rounds=2, length="8it", final_length="6it", rewind="3it")
 

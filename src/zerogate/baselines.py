@@ -136,9 +136,7 @@ class Random(Hard):
         self.density = density
 
     def begin(self, sparse: Sparsified) -> None:
-        kept = [
-            torch.randperm(g.units)[: max(1, round(self.density * g.units))] + g.slice.start for g in sparse.groups
-        ]
+        kept = [torch.randperm(g.units)[: max(1, round(self.density * g.units))] + g.slice.start for g in sparse.groups]
         sparse.open_only(torch.cat(kept).to(sparse.logits.device))
 
     def extra_repr(self) -> str:
@@ -169,8 +167,8 @@ def _number(sparse: Sparsified, order: Tensor, density: float) -> int:
     """How many units stay open, of this order, for a density of gates or, with a target, a share of its cost."""
     if not isinstance(sparse.objective, Target):
         return max(1, round(density * len(order)))
-    target: Any = Target(**{sparse.objective.over: density})
-    return fitting(order, len(order), target, sparse.cost_model)
+    options: dict[str, Any] = {sparse.objective.over: density}
+    return fitting(order, len(order), Target(**options), sparse.cost_model)
 
 
 def _check_density(density: float | None, optional: bool = False) -> None:

@@ -180,7 +180,9 @@ class Sparsified(nn.Module):
         is_open = is_open.to(self.logits.device)
         for name, entries in self.entries(is_open).items():
             if name in mask and not torch.equal(entries.cpu(), mask[name]):
-                raise ZerogateError(f"this mask cuts through units: {name} keeps parts of a {self.unit}; use unit=\"weight\"")
+                raise ZerogateError(
+                    f'this mask cuts through units: {name} keeps parts of a {self.unit}; use unit="weight"'
+                )
         return is_open
 
     @torch.no_grad()
@@ -194,7 +196,7 @@ class Sparsified(nn.Module):
     def zero_closed(self) -> None:
         """Sets the weights that closed gates multiply to zero, in place."""
         parameters = dict(self.model.named_parameters())
-        weights = [parameters[name] for name in self.gated_names]
+        weights: list[Tensor] = [parameters[name] for name in self.gated_names]
         masked = self.masked_weights((self.logits > 0).to(self.logits.dtype), weights)
         torch._foreach_copy_(weights, masked)
 

@@ -70,7 +70,9 @@ class Target(nn.Module):
         steps: int | None = None,
     ) -> None:
         super().__init__()
-        given = {key: value for key, value in (("params", params), ("macs", macs), ("gates", gates)) if value is not None}
+        given = {
+            key: value for key, value in (("params", params), ("macs", macs), ("gates", gates)) if value is not None
+        }
         if len(given) != 1:
             raise ZerogateError(
                 f"a target is a share of the parameters, of the MACs or of the gates, got params={params}, macs={macs}, "

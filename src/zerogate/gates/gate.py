@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from zerogate.errors import ZerogateError
 from zerogate.fused import Elementwise, plain_only
 
-
 Reset = Literal["paper", "code"]
 RESETS = get_args(Reset)
 """How logits start another round of a ticket search."""

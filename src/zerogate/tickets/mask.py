@@ -42,7 +42,9 @@ class Mask(Mapping[str, Tensor]):
                 )
             kept = given.detach().cpu() != 0
             if given.dtype != torch.bool and not torch.equal(kept.to(given.dtype), given.detach().cpu()):
-                raise ZerogateError(f"a mask holds zeros and ones alone, and {name} holds other values; pass {name} > 0")
+                raise ZerogateError(
+                    f"a mask holds zeros and ones alone, and {name} holds other values; pass {name} > 0"
+                )
             self._tensors[name] = kept.contiguous()
 
     @classmethod
@@ -124,7 +126,7 @@ class Mask(Mapping[str, Tensor]):
             mine, its = self._tensors[name].shape, other._tensors[name].shape
             if mine != its:
                 raise ZerogateError(
-                    f"these masks are of different architectures: {name} is {tuple(mine)} in one and {tuple(its)} in the other"
+                    f"these masks are of different architectures: {name} is {tuple(mine)} in one, {tuple(its)} in the other"
                 )
             tensors[name] = combine(self._tensors[name], other._tensors[name])
         return Mask(tensors)
@@ -143,9 +145,9 @@ class Mask(Mapping[str, Tensor]):
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, t in self._tensors.items():
             if name not in parameters:
-                known = ", ".join([*parameters][:4])
                 raise ZerogateError(
-                    f"this mask is of another architecture: {type(model).__name__} has no parameter {name!r}; it has {known}, …"
+                    f"this mask is of another architecture: {type(model).__name__} has no parameter {name!r}; it has "
+                    f"{', '.join([*parameters][:4])}, …"
                 )
             if parameters[name].shape != t.shape:
                 raise ZerogateError(
@@ -194,7 +196,9 @@ class Mask(Mapping[str, Tensor]):
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise CheckpointError(f"{path} cannot be read as a mask ({reason}); give a file of Mask.save") from error
         if header.get("version") != _VERSION:
-            raise CheckpointError(f"{path} is a mask of version {header.get('version')}, this zerogate reads {_VERSION}")
+            raise CheckpointError(
+                f"{path} is a mask of version {header.get('version')}, this zerogate reads {_VERSION}"
+            )
         tensors = {}
         for name, shape in shapes.items():
             if packed[name].dtype != torch.uint8 or packed[name].shape != (-(-shape.numel() // 8),):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zerogate.baselines import Magnitude
 from zerogate.errors import CheckpointError, ZerogateError
@@ -17,6 +14,8 @@ from zerogate.gates.gate import RESETS, Reset
 from zerogate.sparsified import Sparsified
 from zerogate.target import Target, project
 from zerogate.tickets.mask import Mask
+from zerogate.tickets.snapshot import Snapshot, weights_of
+from zerogate.tickets.stage import Stage
 from zerogate.times import Time
 
 MARGIN = 0.002
@@ -27,10 +26,10 @@ class TicketSearch:
     """A search for a ticket, as in "Winning the Lottery with Continuous Sparsification" (Savarese, Silva and Maire, NeurIPS
     2020) and in iterative magnitude pruning with rewinding (Frankle et al., ICML 2020).
 
-    Every round trains the network with its gates from the rewind point, all gates starting anew by the reset rule (the first
-    round starts from the beginning and passes the rewind point). The last stage trains the ticket, what is open at the end of
-    the last round, from the rewind point with hard masks; the weights outside of it are exactly zero. Rewinding restores
-    all parameters and buffers: weights, BatchNorm, the classifier.
+    Every round trains the network with its gates from the rewind point, all gates starting anew by the reset rule (the
+    first round starts from the beginning and passes the rewind point). The last stage trains the ticket, what is open at
+    the end of the last round, from the rewind point with hard masks; the weights outside of it are exactly zero.
+    Rewinding restores all parameters and buffers: weights, BatchNorm, the classifier.
 
     Iterate over it for its stages, and train each in a loop of your own:
 
@@ -59,6 +58,7 @@ class TicketSearch:
         mask: the ticket as found so far, a `Mask`; all ones before the end of the first round.
         history: the density of the gated weights after each round.
         stage: the stage that is under way, None when all are done.
+        lengths: optimizer steps of every stage.
 
     Raises `ZerogateError` for values outside these ranges.
     """
@@ -85,20 +85,19 @@ class TicketSearch:
         self.sparse, self.rounds, self.reset = sparse, rounds, reset
         self.steps_per_epoch = steps_per_epoch
         final_length = length if final_length is None else final_length
-        self._lengths = [self._steps("length", length)] * rounds + [self._steps("final_length", final_length)]
+        self.lengths = [self._steps("length", length)] * rounds + [self._steps("final_length", final_length)]
         self._rewind = self._steps("rewind", rewind, least=0)
-        if rounds and self._rewind > self._lengths[0]:
+        if rounds and self._rewind > self.lengths[0]:
             raise ZerogateError(
-                f"rewind={rewind} is step {self._rewind} and lies behind the end of the first round, step {self._lengths[0]}"
+                f"rewind={rewind} is step {self._rewind} and lies behind the end of the first round, step {self.lengths[0]}"
             )
         self.number = 0
         self.steps_done = 0
         self.history: list[float] = []
         self._initial = sparse.logits.detach().clone()
         self._mask: Mask | None = None
-        self._snapshot: dict[str, Tensor] | None = None
+        self._snapshot: Snapshot | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._optimizer_state: dict[str, Any] | None = None
         self._share = sparse.objective.share if isinstance(sparse.objective, Target) else None
         self._gate_steps = getattr(sparse.gate, "steps", None)
         if isinstance(sparse.gate, Magnitude):
@@ -130,17 +129,19 @@ class TicketSearch:
 
     @property
     def mask(self) -> Mask:
-        return Mask.of(self.sparse) if self._mask is None else self._mask
+        if self._mask is not None:
+            return self._mask
+        return Mask(self.sparse.entries(self.sparse.is_open() | self.sparse.gate.learns))
 
     def step(self) -> None:
         """Call once after each optimizer step."""
-        if self.number > self.rounds or self.steps_done >= self._lengths[self.number]:
+        if self.number > self.rounds or self.steps_done >= self.lengths[self.number]:
             where = "the search" if self.number > self.rounds else f"{Stage(self, self.number).name}"
             raise ZerogateError(f"{where} has made all its steps; iterate over the search for its stages")
         self.sparse.step()
         self.steps_done += 1
         if self.number == 0 and self.rounds and self.steps_done == self._rewind:
-            self._take()
+            self._snapshot = Snapshot.take(self.sparse.model, self._optimizer)
 
     def advance(self) -> None:
         """Ends the stage, and rewinds for the next one. Iterating over the search does it.
@@ -148,9 +149,9 @@ class TicketSearch:
         Raises `ZerogateError` where the stage has not made all its steps."""
         if self.number > self.rounds:
             raise ZerogateError("the search is over; there is no further stage")
-        if self.steps_done < self._lengths[self.number]:
+        if self.steps_done < self.lengths[self.number]:
             raise ZerogateError(
-                f"{Stage(self, self.number).name} has made {self.steps_done} of its {self._lengths[self.number]} steps: call "
+                f"{Stage(self, self.number).name} has made {self.steps_done} of its {self.lengths[self.number]} steps: call "
                 "step() after each optimizer step, and train it to its end before the next"
             )
         if self.number < self.rounds:
@@ -173,7 +174,8 @@ class TicketSearch:
             project(sparse, margin=MARGIN)
         self._mask = Mask.of(sparse)
         self.history.append(self._mask.density)
-        self._restore()
+        assert self._snapshot is not None
+        self._snapshot.restore(sparse.model)
         if gate.learns and self.number + 1 == self.rounds:
             sparse.harden()
         elif gate.learns:
@@ -185,31 +187,15 @@ class TicketSearch:
 
     def _begin(self) -> None:
         """What the gates and the objective must know of the stage."""
-        steps, gate, objective = self._lengths[self.number], self.sparse.gate, self.sparse.objective
+        steps, gate, objective = self.lengths[self.number], self.sparse.gate, self.sparse.objective
         if self._gate_steps is None and hasattr(gate, "steps"):
             gate.steps = steps  # type: ignore[assignment]
         if isinstance(objective, Target) and self._share is not None and gate.learns:
             objective.restart(self._share ** ((self.number + 1) / self.rounds), steps)
         if self.number == 0 and self.rounds and self._rewind == 0 and self._snapshot is None:
-            self._take()
+            self._snapshot = Snapshot.take(self.sparse.model, None)
 
     # rewinding
-
-    def _tensors(self) -> dict[str, Tensor]:
-        model = self.sparse.model
-        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-    @torch.no_grad()
-    def _take(self) -> None:
-        self._snapshot = {name: t.detach().clone() for name, t in self._tensors().items()}
-        if self._optimizer is not None:
-            self._optimizer_state = copy.deepcopy(_of_weights(self._optimizer))
-
-    @torch.no_grad()
-    def _restore(self) -> None:
-        assert self._snapshot is not None
-        for name, t in self._tensors().items():
-            t.copy_(self._snapshot[name])
 
     def rewind(self, optimizer: torch.optim.Optimizer) -> None:
         """Call with each stage's optimizer before its first step where its state is to be rewound, too: the weights'
@@ -217,30 +203,15 @@ class TicketSearch:
         starts with a fresh optimizer.
 
         Raises `ZerogateError` for an optimizer without a group of the weights, or where the first stage had none."""
-        _group(optimizer)
-        self._optimizer = optimizer
-        if self.number == 0 and self.rounds:
-            if self._rewind == 0 and self.steps_done == 0:
-                self._optimizer_state = copy.deepcopy(_of_weights(optimizer))
-            return
-        if self.steps_done:
-            return  # resumed within a stage: the optimizer has its own state
-        if self._optimizer_state is None:
-            raise ZerogateError("no optimizer was given to rewind() in the first stage, so there is no state to return to")
-        weights = _group(optimizer)["params"]
-        names = {id(p): name for name, p in self.sparse.model.named_parameters()}
-        closed = {} if self.sparse.gate.learns else {name: ~t for name, t in self.mask.items()}
-        for number, p in enumerate(weights):
-            state = copy.deepcopy(self._optimizer_state.get(str(number)))
-            if state is None:
-                continue
-            at = closed.get(names.get(id(p), ""))
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == p.shape:
-                    state[key] = value = value.to(p.device)
-                    if at is not None:
-                        value.masked_fill_(at.to(p.device), 0)
-            optimizer.state[p] = state
+        weights_of(optimizer)
+        if self.number == 0:
+            self._optimizer = optimizer
+            if self.steps_done == self._rewind and self.rounds:
+                self._snapshot = Snapshot.take(self.sparse.model, optimizer)
+        elif self.steps_done == 0:  # else it is resumed, and the optimizer has its own state
+            assert self._snapshot is not None
+            kept = {} if self.sparse.gate.learns else self.mask
+            self._snapshot.restore_optimizer(optimizer, self.sparse.model, kept)
 
     # state
 
@@ -249,18 +220,18 @@ class TicketSearch:
         return {
             "stage": self.number,
             "steps_done": self.steps_done,
-            "lengths": list(self._lengths),
+            "lengths": list(self.lengths),
             "rewind": self._rewind,
             "history": list(self.history),
             "mask": None if self._mask is None else dict(self._mask),
             "initial": self._initial,
-            "snapshot": self._snapshot,
-            "optimizer": self._optimizer_state,
+            "snapshot": None if self._snapshot is None else self._snapshot.tensors,
+            "optimizer": None if self._snapshot is None else self._snapshot.optimizer,
             "scale": self.sparse.gate.scale if isinstance(self.sparse.gate, Hard) else None,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a stopped search needs to go on, but the optimizer's state: that of the search, the gates and the model."""
+        """All that a stopped search needs to go on but the optimizer's state: its own, the gates' and the model's."""
         return {"search": self.progress(), "gates": self.sparse.state_dict(), "model": self.sparse.model.state_dict()}
 
     def load_progress(self, state: dict[str, Any]) -> None:
@@ -269,16 +240,16 @@ class TicketSearch:
         Raises `CheckpointError` where it is the state of a search with other stages."""
         if not isinstance(state, dict) or "lengths" not in state:
             raise CheckpointError("this is not the state of a ticket search; give what its state_dict() returned")
-        if (state["lengths"], state["rewind"]) != (self._lengths, self._rewind):
+        if (state["lengths"], state["rewind"]) != (self.lengths, self._rewind):
             raise CheckpointError(
                 f"this state is of a search with stages of {state['lengths']} steps and a rewind point at step "
-                f"{state['rewind']}; this one has {self._lengths} and {self._rewind}"
+                f"{state['rewind']}; this one has {self.lengths} and {self._rewind}"
             )
         self.number, self.steps_done = state["stage"], state["steps_done"]
         self.history = list(state["history"])
         self._mask = None if state["mask"] is None else Mask(state["mask"])
         self._initial = state["initial"]
-        self._snapshot, self._optimizer_state = state["snapshot"], state["optimizer"]
+        self._snapshot = None if state["snapshot"] is None else Snapshot(state["snapshot"], state["optimizer"])
         if self.number <= self.rounds:
             self._begin()
         if state["scale"] is not None and self.sparse.gate.learns:
@@ -291,68 +262,3 @@ class TicketSearch:
         self.load_progress(state.get("search", {}))
         self.sparse.load_state_dict(state["gates"])
         self.sparse.model.load_state_dict(state["model"])
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training of a search: a round, or the last, of the ticket."""
-
-    search: TicketSearch
-    number: int
-
-    @property
-    def name(self) -> str:
-        """ "round 1", "round 2", …, "ticket"."""
-        return "ticket" if self.is_ticket else f"round {self.number + 1}"
-
-    @property
-    def is_ticket(self) -> bool:
-        """Whether it is the last stage, with hard masks."""
-        return self.number == self.search.rounds
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the stage."""
-        return self.search._lengths[self.number]
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the stage, rounded up.
-
-        Raises `ZerogateError` where the search was not told ``steps_per_epoch``."""
-        if not self.search.steps_per_epoch:
-            raise ZerogateError("the search does not know how long an epoch is; give steps_per_epoch, or count steps")
-        return -(-self.steps // self.search.steps_per_epoch)
-
-    @property
-    def steps_done(self) -> int:
-        """Steps made so far."""
-        return self.search.steps_done if self.search.number == self.number else self.steps
-
-    def param_groups(self, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """As `Sparsified.param_groups`; without gates where these do not learn."""
-        return self.search.sparse.param_groups(lr, gate_lr, weight_decay)
-
-    def loss(self) -> Tensor:
-        """As `Sparsified.loss`; 0 for gates that do not learn."""
-        return self.search.sparse.loss()
-
-    def step(self) -> None:
-        """Call once after each optimizer step."""
-        self.search.step()
-
-    def rewind(self, optimizer: torch.optim.Optimizer) -> None:
-        """See `TicketSearch.rewind`."""
-        self.search.rewind(optimizer)
-
-
-def _group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    for group in optimizer.param_groups:
-        if group.get("name") == "weights":
-            return group
-    raise ZerogateError("the optimizer has no parameter group named weights; make it of stage.param_groups(...)")
-
-
-def _of_weights(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """State of the weights, by their place in their group."""
-    return {str(i): optimizer.state[p] for i, p in enumerate(_group(optimizer)["params"]) if p in optimizer.state}
