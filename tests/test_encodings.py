@@ -163,7 +163,7 @@ def test_a_ticket_of_resnet20(tmp_path: Path, share: float, form: str) -> None:
     open_ = sparse.is_open()
     expected = sum(x.numel() * x.element_size() for x in weights_of(small).values())
     dense_bytes = expected
-    for mask, group in zip(sparse.masks, sparse.groups, strict=True):
+    for mask, group in zip(sparse.placements, sparse.groups, strict=True):
         weight, kept = small.get_parameter(mask.weight), open_[group.slice]
         baked = model.get_parameter(mask.weight) * sparse.gate.scale  # the scale 1/σ(s₀) is folded
         assert torch.equal(weight.flatten()[kept], baked.flatten()[kept])

@@ -77,7 +77,7 @@ def _check_target(sparse: Sparsified) -> None:
     """Warns where more is left than the target allows."""
     target = sparse.objective
     if isinstance(target, Target):
-        left, dense = target.of(sparse.cost()), target.of(sparse.dense_cost)
+        left, dense = target.left(sparse.is_open(), sparse.cost_model), target.dense(sparse.cost_model)
         if left > target.allowed(sparse.cost_model):
             warnings.warn(
                 f"{left:,} of {dense:,} {target.over} are left ({left / dense:.2%}), and the target is {target.share:.2%}: "

@@ -64,9 +64,7 @@ def encode(tensor: Tensor, saving: int = 0) -> Encoded | None:
     if form == "coo":
         shifts = _shifts(_width(len(there)), there.device)
         return Encoded(form, values, ((there.nonzero() >> shifts) & 255).to(torch.uint8))
-    bits = torch.nn.functional.pad(there, (0, -len(there) % 8)).view(-1, 8).to(torch.uint8)
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return Encoded(form, values, (bits << places).sum(1, dtype=torch.uint8))
+    return Encoded(form, values, packed(there))
 
 
 def decode(encoded: Encoded, shape: Sequence[int]) -> Tensor:
@@ -82,8 +80,7 @@ def decode(encoded: Encoded, shape: Sequence[int]) -> Tensor:
             f"a {encoded.form} of {entries} entries in {where.dtype} {list(where.shape)}, not in torch.uint8 {right}"
         )
     if encoded.form == "bitmask":
-        bits = (where.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=where.device)) & 1
-        places = bits.flatten().nonzero().flatten()
+        places = unpacked(where).nonzero().flatten()
     else:
         places = (where.to(torch.int64) << _shifts(where.shape[1], where.device)).sum(1)
     if len(places) and (places[0] < 0 or places[-1] >= entries or (places[1:] <= places[:-1]).any()):
@@ -94,6 +91,17 @@ def decode(encoded: Encoded, shape: Sequence[int]) -> Tensor:
     flat = found.new_zeros(entries, found.shape[1])
     flat[places] = found
     return flat.flatten().view(values.dtype).view(torch.Size(shape))
+
+
+def packed(bools: Tensor) -> Tensor:
+    """Bools [n] as bits, uint8 [⌈n/8⌉]."""
+    bits = torch.nn.functional.pad(bools, (0, -len(bools) % 8)).view(-1, 8).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(1, dtype=torch.uint8)
+
+
+def unpacked(bits: Tensor) -> Tensor:
+    """The bools of these bits, [8 · bytes]; those beyond the n that were packed are False."""
+    return (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1).flatten().bool()
 
 
 # in a file: the values under the tensor's own name, and a table of what is encoded

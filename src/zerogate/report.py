@@ -99,7 +99,7 @@ class Report:
         units = " and ".join(f"{kind}s" for kind in self.unit.split("+"))
         end = "" if self.keep_class else "; compact() gives a graph module"
         if self.target is not None:
-            what = "parameters" if self.target.over == "params" else "MACs"
+            what = {"params": "parameters", "macs": "MACs", "gates": "gates"}[self.target.over]
             end += f"; target {self.target.share:.1%} of {what}"
             if self.target.projected is not None:
                 gates = "gate" if self.target.projected == 1 else "gates"
@@ -242,7 +242,7 @@ def target_row(sparse: Sparsified) -> TargetRow | None:
     target = sparse.objective
     if not isinstance(target, Target):
         return None
-    reached = target.of(sparse.cost()) / target.of(sparse.dense_cost)
+    reached = target.left(sparse.is_open(), sparse.cost_model) / target.dense(sparse.cost_model)
     return TargetRow(target.over, target.share, reached, target.projected)
 
 

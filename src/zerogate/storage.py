@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from zerogate.encodings import pack, unpack
 from zerogate.errors import CheckpointError, ZerogateError, first_line
-from zerogate.files import write
+from zerogate.files import safetensors, write
 from zerogate.plan_files import PLAN_KEYS, PLAN_VERSION, first_difference, layout, read_step, short
 from zerogate.plans import apply_plan
 from zerogate.tensors import copy_with, modules_by_name, named_tensors, owner_of, put, tied_names, transient_buffers
@@ -155,7 +155,7 @@ def _serialised(small: nn.Module, plan: dict[str, Any], sparse: bool) -> bytes:
             header |= {"version": _ENCODED_VERSION, "encoded": encoded}
         text = json.dumps(header)
         sealed = f'{{"sha256": "{_digest(text, stored)}", "plan": {text}}}'
-        return _safetensors().torch.save(stored, metadata={_KEY: sealed})
+        return safetensors().torch.save(stored, metadata={_KEY: sealed})
     except ZerogateError:
         raise
     except Exception as error:  # sparse, quantised, on the meta device, a dtype that the format lacks
@@ -199,14 +199,6 @@ def _version() -> str:
         return "unknown"
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise ZerogateError("save and load need safetensors; pip install safetensors") from error
-    return safetensors
-
-
 # reading
 
 
@@ -215,7 +207,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
     if os.path.isdir(path):
         raise CheckpointError(f"{path} cannot be read as a compacted network: it is a folder; give a file in it")
     try:
-        with _safetensors().safe_open(path, framework="pt") as file:
+        with safetensors().safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY, "")
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not the file's pages
     except ZerogateError:
