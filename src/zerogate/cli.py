@@ -23,6 +23,7 @@ zerogate: learn which parts of a network are exactly zero, then remove them
   zerogate train [KEY=VALUE ...]              train; `zerogate train --help` lists groups, keys and experiments
   zerogate eval RUN [which=best|last] [...]   validation and test accuracy of a run's deployed network
   zerogate compact RUN [which=best|last]      write a gated run's network without its closed parts
+  zerogate bench TABLE [KEY=VALUE ...]        tables of results: run what one lacks, then render; has a --help of its own
   zerogate --help | --version
 
 A RUN is the output folder of `zerogate train`. eval and compact take values of the run's configuration, such as
@@ -82,10 +83,20 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"zerogate {version('zerogate')}")
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "compact": _compact}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "eval": _eval,
+        "compact": _compact,
+        "bench": _bench,
+    }
     command, rest = arguments[0], arguments[1:]
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; choose one of {', '.join(commands)}, or --help")
+    if command == "bench" and (not rest or any(argument in ("-h", "--help") for argument in rest)):
+        from zerogate.bench.command import help_text
+
+        print(help_text(), end="")
+        return 0
     if any(argument in ("-h", "--help") for argument in rest):
         print("\n".join(_train_help()) if command == "train" else HELP)
         return 0
@@ -147,6 +158,12 @@ def _compact(arguments: list[str]) -> int:
     print(f"differs from the gated network by {written['compaction_error']:.1e} of the largest output (float64)")
     print(f"wrote {written['path']}: {written['file_bytes']:,} bytes; dense tensors take {written['dense_bytes']:,}")
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from zerogate.bench.command import bench
+
+    return bench(arguments)
 
 
 def _print_report(report: Any) -> None:
