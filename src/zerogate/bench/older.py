@@ -28,7 +28,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 def _origin(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"On {record['device']}, commit {record['commit']}; {versions}."
+    return f"`{record['command']}`, on {record['device']}, commit {record['commit']}; {versions}."
 
 
 def render(table: Table, folder: Path) -> Rendered:
@@ -82,7 +82,8 @@ def _overhead(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
         lines = []
         for row in rows:
             given = [name for name in ("network", "batch", "dense", "gated", key) if row.get(name) is not None]
-            cells = {name: Value(text=_number(row[name])) for name in given}
+            cells = {name: Value(text=_number(row[name])) for name in given if name != key}
+            cells[key] = Value(text=f"{row[key]:.{3 if key == 'ratio' else 2}f}")
             if "lower quartile" in row:
                 cells["spread"] = Value(text=f"{row['lower quartile']:.3f} to {row['upper quartile']:.3f}")
             goal = ""
@@ -97,12 +98,27 @@ def _overhead(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
     return sections, [_origin(record)]
 
 
+_SUMMARY = {
+    "models": "architectures",
+    "gated": "with gates",
+    "exact": "compacted within 1e-10 of the gated network, in float64",
+    "median_weight_share": "median share of convolution and linear weights within reach",
+    "weight_share_at_least_90_percent": "with at least 90 % of convolution and linear weights within reach",
+    "median_seconds": "median seconds to attach gates",
+    "max_seconds": "most seconds",
+    "torch_pruning_enumerates": "of which Torch-Pruning lists groups too",
+    "share_below_torch_pruning": "of these, Torch-Pruning reaches more",
+    "median_ratio_of_seconds": "our seconds / Torch-Pruning's, median",
+}
+
+
 def _zoo(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
     """The file of benchmarks/zoo.py: a summary, and a row for every architecture."""
     record = _read(folder, table.source["file"])
     summary = record["summary"]
-    lines = [Line(key, key.replace("_", " "), {"value": Value(text=_number(value))}) for key, value in summary.items()]
-    total = Section("", [("value", "")], lines)
+    lines = [Line(key, _SUMMARY.get(key, key.replace("_", " ")), {"value": Value(text=_number(value))})
+             for key, value in summary.items()]  # fmt: skip
+    total = Section("", [("value", "number")], lines)
     heads = [("source", "library"), ("params", "parameters"), ("weight_share", "weights within reach %"),
              ("error", "fp64 error"), ("seconds", "seconds"), ("tp_seconds", "Torch-Pruning, seconds"),
              ("tp_weight_share", "Torch-Pruning, weights %")]  # fmt: skip

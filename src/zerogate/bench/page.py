@@ -8,7 +8,7 @@ from pathlib import Path
 from zerogate.bench import definitions, older
 from zerogate.bench.definitions import Table
 from zerogate.bench.records import Records
-from zerogate.bench.rendering import Rendered, Section, grid, render
+from zerogate.bench.rendering import Rendered, grid, render
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.files import write
 
@@ -81,8 +81,9 @@ def readme_results(definitions_: list[Table], tables: list[Rendered], docs: str 
         if wanted is None or not table.sections:
             continue
         text = [f"**{wanted.get('title', table.title)}**"]
-        section: Section
         for section in table.sections:
+            if section.title not in wanted.get("sections", [section.title]):
+                continue
             starts = tuple(wanted.get("rows", [""]))
             keep = [i for i, line in enumerate(section.lines) if line.id.startswith(starts)]
             heads = [i for i, (name, _) in enumerate(section.columns, 1) if name in wanted.get("columns", [name])]

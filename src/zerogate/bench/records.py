@@ -87,7 +87,7 @@ class Records:
     def find(self, table: str) -> Found:
         """All records of a table; damaged ones are named and left out."""
         found = Found()
-        for path in sorted((self.folder / table).glob("*.json")):
+        for path in sorted((self.folder / table).glob("*.json"), key=lambda path: path.stem):
             try:
                 found.records.append(read(path))
             except ZerogateError as error:

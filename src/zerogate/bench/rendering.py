@@ -13,7 +13,6 @@ from zerogate.bench import columns
 from zerogate.bench.columns import Figures, Value
 from zerogate.bench.definitions import Row, Table
 
-
 Chosen = Mapping[str, Sequence[Mapping[str, Any]]]
 """The records that a table shows, by row."""
 

@@ -75,6 +75,8 @@ def _record(job: dict[str, Any], folder: Path, clock: _Clock) -> int:
     def filled(text: Any) -> Any:
         return definitions.filled(text, job["folders"], figures)
 
+    packages = ("pytorch-lightning", "torch-pruning") if job["kind"] == "torch_pruning" else ("pytorch-lightning",)
+    origin = provenance.origin(*packages)  # now: the source may change while the run goes on
     task = Task(
         job["kind"], job["seed"], tuple(map(filled, job["overrides"])),
         {key: filled(value) for key, value in job["options"].items()}, tuple(job["extra"]), folder, job["total_epochs"],
@@ -86,11 +88,10 @@ def _record(job: dict[str, Any], folder: Path, clock: _Clock) -> int:
     records = Records(job["records"])
     if job["digest"] in records.find(job["table"]).by_digest():
         return 0  # it was done again for its checkpoint; what is recorded stays
-    packages = ("pytorch-lightning", "torch-pruning") if job["kind"] == "torch_pruning" else ("pytorch-lightning",)
     place = {key: job[key] for key in
              ("table", "row", "label", "kind", "seed", "budget", "setting", "recipe", "digest", "command")}  # fmt: skip
     records.add(
-        place | provenance.origin(*packages)
+        place | origin
         | {
             "format": FORMAT,
             "overrides": [*job["overrides"], *(f"{key}: {value}" for key, value in job["options"].items())],
