@@ -204,19 +204,23 @@ class Queue:
 
     def left(self) -> tuple[float, int]:
         """Seconds until the last run ends, as far as that can be known, and how many runs could not be counted."""
-        unknown = 0
-        lanes = [0.0] * self.workers
-        finish: dict[str, float] = {}
-        for job in [*(running.job for running in self.running), *self.waiting]:
+        seconds: dict[str, float] = {}
+        order = [*(running.job for running in self.running), *self.waiting]
+        for job in order:
             pace = self.pace(job)
-            if pace is None:
-                unknown += 1
-                continue
-            seconds = pace * max(max(job.epochs, 1) - self._epochs_done(job), 0)
-            lane = lanes.index(min(lanes))
-            start = max([lanes[lane], *(finish.get(need.digest, 0.0) for need in job.needs)])
-            lanes[lane] = finish[job.digest] = start + seconds
-        return max(lanes), unknown
+            if pace is not None:
+                seconds[job.digest] = pace * max(max(job.epochs, 1) - self._epochs_done(job), 0)
+        todo = [job for job in order if job.digest in seconds]
+        now, busy = 0.0, dict[str, float]()  # when what runs will end, by digest
+        while todo or busy:
+            undone = {job.digest for job in todo} | busy.keys()
+            ready = [job for job in todo if not any(need.digest in undone for need in job.needs)]
+            for job in ready[: self.workers - len(busy)]:
+                todo.remove(job)
+                busy[job.digest] = now + seconds[job.digest]
+            first = min(busy, key=lambda digest: busy[digest])
+            now = busy.pop(first)
+        return now, len(order) - len(seconds)
 
     def progress(self) -> str:
         """A line: what is done, what runs and how far it is, the time left."""
