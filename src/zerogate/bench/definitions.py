@@ -178,8 +178,13 @@ class Job:
 
     @property
     def epochs(self) -> int:
-        """Of its own training."""
-        return int(self.config.get("trainer.max_epochs", 0)) + int(self.options.get("learn", 0))
+        """Of its own training, all stages of a search for a ticket included."""
+        whole = int(self.config.get("trainer.max_epochs", 0))
+        if self.row.kind == "tickets":
+            each = _whole_epochs(self.config.get("search.length") or whole)
+            last = _whole_epochs(self.config.get("search.final_length") or each)
+            whole = int(self.config.get("search.rounds", 0)) * each + last
+        return whole + int(self.options.get("learn", 0))
 
     @property
     def total_epochs(self) -> int:
@@ -295,6 +300,12 @@ def _composed(kind: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     from zerogate import settings
 
     return settings.leaves(compose(kind, overrides))
+
+
+def _whole_epochs(value: Any) -> int:
+    """Those of a number, or of a time such as 4ep."""
+    found = re.match(r"(\d+)(ep)?$", str(value))
+    return int(found[1]) if found else 0
 
 
 def _shorter(value: Any, budget: float) -> Any:
