@@ -187,6 +187,8 @@ class Queue:
                 self.failed[job.digest] = f"{job.name} is being run by another process" if code == BUSY else \
                     f"{job.name}: {reason.removeprefix('zerogate: error: ')} (log: {log})"  # fmt: skip
                 self.say(f"failed: {self.failed[job.digest]}")
+            else:
+                self.waiting.insert(0, job)
         return bool(ended)
 
     def _epochs_done(self, job: Job) -> int:
