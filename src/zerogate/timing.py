@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from zerogate.errors import ZerogateError
 
 @torch.no_grad()
 def latency_ratio(small: nn.Module, dense: nn.Module, x: Tensor, rounds: int = 30) -> float:
-    """Median over rounds of (time of ``small(x)``) / (time of ``dense(x)``), measured A B B A in evaluation mode.
+    """Median over rounds of (time of ``small(x)``) / (time of ``dense(x)``), in turn and in evaluation mode.
 
     Args:
         small, dense: on the device of x.
@@ -30,7 +31,8 @@ def latency_ratio(small: nn.Module, dense: nn.Module, x: Tensor, rounds: int = 3
 def seconds_in_turn(networks: Sequence[nn.Module], x: Tensor, rounds: int = 30) -> list[list[float]]:
     """Seconds of a forward of each network in evaluation mode, for every round, in each of which all have their turn.
 
-    Every second round goes through them backwards, so that none always comes after the same one.
+    Every round has an order of its own, so that none always comes after the same one. Where torch computes with one thread
+    of a CPU, seconds are those of the process: what others do with the core meanwhile does not count.
 
     Args:
         networks: on the device of x. x: one batch.
@@ -51,7 +53,8 @@ def seconds_in_turn(networks: Sequence[nn.Module], x: Tensor, rounds: int = 30) 
     repeats = max(1, int(0.002 / max(min(once), 1e-9)))
     taken = []
     for number in range(rounds):
-        order = range(len(networks)) if number % 2 == 0 else range(len(networks))[::-1]
+        order = list(range(len(networks)))
+        random.Random(number).shuffle(order)
         times = {index: _seconds(networks[index], x, repeats) for index in order}
         taken.append([times[index] for index in range(len(networks))])
     for module, training in modes:
@@ -62,9 +65,10 @@ def seconds_in_turn(networks: Sequence[nn.Module], x: Tensor, rounds: int = 30) 
 def _seconds(model: nn.Module, x: Tensor, repeats: int) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
-    start = time.perf_counter()
+    clock = time.process_time if x.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     for _ in range(repeats):
         model(x)
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
