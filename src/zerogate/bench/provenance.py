@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+import sys
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ def device() -> str:
 def versions(*packages: str) -> dict[str, str]:
     """Of Python, torch, zerogate and other packages, as far as they are installed."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
+    places = [*sys.path, str(Path(sys.prefix) / "zoo")]  # the latter is where `make zoo` installs
     for package in ("zerogate", *packages):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        installed = next(iter(distributions(name=package, path=places)), None)
+        if installed is not None:
+            found[package] = installed.version
     return found
 
 

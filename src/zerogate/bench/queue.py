@@ -183,7 +183,7 @@ class Queue:
             elif self.signum is None or code == 2:
                 log = self.folder(job) / "log.txt"
                 lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-                reason = lines[-1] if lines else f"exit code {code}"
+                reason = lines[-1] if lines and code > 0 else f"ended with code {code}"
                 self.failed[job.digest] = f"{job.name} is being run by another process" if code == BUSY else \
                     f"{job.name}: {reason.removeprefix('zerogate: error: ')} (log: {log})"  # fmt: skip
                 self.say(f"failed: {self.failed[job.digest]}")
