@@ -106,6 +106,14 @@ def _likely(
     return Elementwise.apply(logits, value, () if sparing else (value,), backward, lambda logits, *_: compute(logits))
 
 
+def _movable(x: Tensor, slope: Tensor | float, p: Tensor) -> Tensor:
+    """p = σ(slope · x) with the gradient of a sigmoid that is no steeper than the spread of x allows: at slope · x = 20 its
+    own is 0 in float32."""
+    spread = x.detach().abs().mean().clamp(min=torch.finfo(x.dtype).tiny)
+    soft = torch.sigmoid(torch.clamp(2 / spread, max=slope) * x)
+    return soft + (p - soft).detach()
+
+
 def _unchanged(*tensors: Tensor) -> Callable[[], None]:
     """Raises RuntimeError where these have been written to since; as autograd does for what it has saved itself."""
     versions = [x._version for x in tensors]
@@ -181,6 +189,9 @@ class HardConcrete(Gate):
 
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits - self.temperature * math.log(-self.low / self.high))
+
+    def movable_probability(self, logits: Tensor) -> Tensor:
+        return _movable(logits - self.temperature * math.log(-self.low / self.high), 1.0, self.open_probability(logits))
 
     def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
         if not self._closed_form("sample", "quantile", "open_probability"):
@@ -336,10 +347,7 @@ class SoftMask(Gate):
         return _likely(logits, value, sparing, self.open_probability, backward)
 
     def movable_probability(self, logits: Tensor) -> Tensor:
-        # At β s = 20 the gradient of σ(β s) is 0 in float32. Here β grows no further than the spread of s allows.
-        spread = logits.detach().abs().mean().clamp(min=torch.finfo(logits.dtype).tiny)
-        p = torch.sigmoid(torch.minimum(self.temperature, 2 / spread) * logits)
-        return p + (self.open_probability(logits) - p).detach()
+        return _movable(logits, self.temperature, self.open_probability(logits))
 
     def step(self) -> None:
         if self.steps is None:

@@ -208,6 +208,7 @@ class Sparsified(nn.Module):
         self._rounds = rounds(self.masks, self._weights, shapes, units)
         self._open: tuple[Tensor, list[int]] | None = None  # open probabilities of the last draw, and of which state
         self._parameters_were = _parameters(model)
+        self._held: Tensor | None = None  # what the logits stay at
         self._drawn: list[Tensor] | None = None  # every weight times its gates; or per example, the gates of every mask
         self._statistics: list[Tensor] = []
         self._products: dict[tuple[int, int, int], tuple[Tensor, int, Tensor]] = {}
@@ -239,6 +240,7 @@ class Sparsified(nn.Module):
     def loss(self) -> Tensor:
         """The objective's term, a 0-dim tensor to add to the task's loss."""
         value, self._open = self._open, None
+        self._held = self.logits.detach().clone() if self.settled else None
         if isinstance(self.objective, Target) and type(self.gate).movable_probability is not Gate.movable_probability:
             return self.objective(self.gate.movable_probability(self.logits), self.cost_model)
         known = value[0] if value is not None and value[1] == self._versions() else None
@@ -247,10 +249,15 @@ class Sparsified(nn.Module):
     def step(self) -> None:
         """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
         self.gate.step()
+        if self._held is not None:  # momentum would move them on
+            with torch.no_grad():
+                self.logits.copy_(self._held)
+            self._held = None
         if isinstance(self.objective, Target):
+            before = self.settled
             self.objective.step(self.open_probability(), self.is_open(), self.cost_model)
-            if self.objective.on_trial:
-                project(self, for_good=False)
+            if self.settled and not before:
+                project(self)
 
     def project(self) -> int:
         """Call at the end of training with a `Target`; the training command does. Where the deployed network costs more,
@@ -259,6 +266,11 @@ class Sparsified(nn.Module):
 
         Returns how many gates it changed, which `report` repeats; 0 without a target."""
         return project(self) if isinstance(self.objective, Target) else 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether a `Target` has fixed the gates: training then goes on with the deployed mask, for the weights alone."""
+        return isinstance(self.objective, Target) and self.objective.settled
 
     @property
     def _sparing(self) -> bool:
@@ -502,9 +514,9 @@ class Sparsified(nn.Module):
                 f"the model is on {first.device} and its gates on {self.logits.device}; move the handle too: "
                 f"sparse.to({str(first.device)!r})"
             )
-        training, again = self.model.training, None
+        training, again = self.model.training and not self.settled, None
         if examples is not None:
-            z = self.gate.sample(self.logits, examples)
+            z = self.gate.sample(self.logits, examples) if training else self.gate.mask(self.logits).expand(examples, -1)
         elif training:
             z, p, again = self.gate.drawn(self.logits, self._sparing)
             self._open = None if p is None else (p, self._versions())

@@ -100,6 +100,9 @@ class Target(nn.Module):
                 f"Target does not know how long training lasts and takes {UNKNOWN} steps for it: give Target(steps=...)",
                 stacklevel=3,
             )
+        if self.settled:
+            self.steps_done += 1
+            return
         expected, deployed = self._left(p, cost), self._left(is_open.to(p.dtype), cost)
         self.advance(expected, deployed)
 
@@ -121,11 +124,13 @@ class Target(nn.Module):
         log = torch.where(log * g > 0, log, torch.zeros_like(log))
         self._log.copy_(log)
         self.multiplier.copy_(log.sign() * torch.expm1(log.abs()) + _DAMPING * g)
+        if self.settled:
+            self.multiplier.zero_()
 
     @property
-    def on_trial(self) -> bool:
-        """Whether this is the step after which the network is made to fit while it is trained."""
-        return self.steps is not None and self.steps_done == round(TRIAL * self.steps)
+    def settled(self) -> bool:
+        """Whether the gates stand still by now, and only weights are trained."""
+        return self.steps is not None and self.steps_done >= round(TRIAL * self.steps)
 
     def allowed(self, cost: CostModel) -> float:
         """The largest cost that fits."""
