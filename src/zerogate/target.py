@@ -14,7 +14,7 @@ from zerogate.errors import ZerogateError
 from zerogate.gates import Gate
 
 if TYPE_CHECKING:
-    from zerogate.masking import Sparsified
+    from zerogate.sparsified import Sparsified
 
 REACH = 2 / 3
 """Share of the run after which the target is reached; the rest of it is for the weights."""
@@ -75,8 +75,10 @@ class Target(nn.Module):
         self.share = float(share)
         self.steps = steps
         self.steps_done = 0
+        self.settled = False
+        """Whether gates stand still by now, and only weights are trained."""
         self.projected: int | None = None
-        """How many gates the last `Sparsified.project` changed; None before the first."""
+        """How many gates `Sparsified.project` has changed so far; None before the first time."""
         for name in ("multiplier", "_log", "_start"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -88,8 +90,8 @@ class Target(nn.Module):
         return (getattr(cost.expected(p), self.over) / getattr(cost.dense, self.over)).float()
 
     @torch.no_grad()
-    def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> None:
-        """Called once after each optimizer step; moves the multiplier on.
+    def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> bool:
+        """Called once after each optimizer step; moves the multiplier on. Whether this is the step at which gates settle.
 
         Args:
             p: open probabilities [units].
@@ -102,9 +104,11 @@ class Target(nn.Module):
             )
         if self.settled:
             self.steps_done += 1
-            return
+            return False
         expected, deployed = self._left(p, cost), self._left(is_open.to(p.dtype), cost)
         self.advance(expected, deployed)
+        self._settle_if_due()
+        return self.settled
 
     @torch.no_grad()
     def advance(self, expected: Tensor, deployed: Tensor) -> None:
@@ -124,13 +128,11 @@ class Target(nn.Module):
         log = torch.where(log * g > 0, log, torch.zeros_like(log))
         self._log.copy_(log)
         self.multiplier.copy_(log.sign() * torch.expm1(log.abs()) + _DAMPING * g)
+
+    def _settle_if_due(self) -> None:
+        self.settled = self.steps is not None and self.steps_done >= round(TRIAL * self.steps)
         if self.settled:
             self.multiplier.zero_()
-
-    @property
-    def settled(self) -> bool:
-        """Whether the gates stand still by now, and only weights are trained."""
-        return self.steps is not None and self.steps_done >= round(TRIAL * self.steps)
 
     def allowed(self, cost: CostModel) -> float:
         """The largest cost that fits."""
@@ -156,6 +158,7 @@ class Target(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps_done, self.steps, self.projected = state["steps_done"], state["steps"], state["projected"]
+        self._settle_if_due()
 
     def extra_repr(self) -> str:
         return f"{self.over}={self.share}, steps={self.steps}"
@@ -196,8 +199,18 @@ def fitting(order: Tensor, number: int, target: Target, cost: CostModel) -> int:
 
 
 @torch.no_grad()
-def project(sparse: Sparsified, for_good: bool = True) -> int:
-    """See `Sparsified.project`. Within training, not for good, gates go as far beyond the edge as they were before it."""
+def settle(sparse: Sparsified) -> None:
+    """Makes the network fit, for the weights to follow, and opens wholly what is to stay.
+
+    A hard-concrete gate that never decided is deployed as nearly 0. Weights are trained with it from now on, so it may
+    as well count: logits of open gates are at least 0."""
+    project(sparse)
+    sparse.logits.copy_(torch.where(sparse.is_open(), sparse.logits.clamp(min=0), sparse.logits))
+
+
+@torch.no_grad()
+def project(sparse: Sparsified) -> int:
+    """See `Sparsified.project`."""
     target, is_open, logits = sparse.objective, sparse.is_open(), sparse.logits
     assert isinstance(target, Target)
     order = logits.argsort(descending=True, stable=True)
@@ -205,12 +218,8 @@ def project(sparse: Sparsified, for_good: bool = True) -> int:
     now = int(is_open.sum())
     wanted = fitting(order, now, target, sparse.cost_model)
     changed = order[min(now, wanted) : max(now, wanted)]
-    across = _across(sparse.gate, logits[changed], wanted > now)
-    if for_good:
-        target.projected = len(changed)
-    else:
-        across += across - logits[changed]
-    logits[changed] = across
+    logits[changed] = _across(sparse.gate, logits[changed], wanted > now)
+    target.projected = (target.projected or 0) + len(changed)
     return len(changed)
 
 
