@@ -5,7 +5,7 @@
     python benchmarks/budgets.py --render                              # docs/budgets.md anew from what is recorded
 
 No option but the target is changed from one row to the next. What is recorded in benchmarks/results/budgets.json stays;
-rows that are missing are run and written one by one, so that a stop loses nothing. Runs go to outputs/budgets.
+rows that are missing are run and written one by one, so that a stop loses nothing.
 
 Beside a target stands a `Penalty` over the same cost that ends near the same budget. λ runs through a grid that all
 targets of a network share; where no run ends within a point of a target, λ is bisected. What is shown is the run that
@@ -15,19 +15,24 @@ ends nearest to the target among those at most a point above it, seed by seed.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
 from provenance import provenance
 
-from zerogate.runs import compose, train
+from zerogate import Sparsified, Target, building, data
+from zerogate.data import ImageData
+from zerogate.lit import evaluate
+from zerogate.settings import compose
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"
@@ -48,7 +53,7 @@ class Setting:
     compared: tuple[float, ...]  # shares at which λ is bisected where no run of the grid is near
     costs: tuple[str, ...] = ("params", "macs")
     data: str | None = None  # the option that says where the data are
-    tries: int = 3  # bisections for a share and a seed
+    tries: int = 2  # bisections for a share and a seed
     penalised: tuple[str, ...] = field(default=("params", "macs"))
 
 
@@ -60,7 +65,7 @@ SETTINGS = (
         ("experiment=digits",),
         shares=DIGITS,
         seeds=3,
-        weights=(0.03, 0.1, 0.3, 0.6, 1.2, 2.5, 5.0),
+        weights=(0.05, 0.3, 1.0, 4.0),
         compared=(0.1, 0.3, 0.5, 0.7, 0.9),
     ),
     Setting(
@@ -69,7 +74,7 @@ SETTINGS = (
         ("experiment=digits_cs",),
         shares=DIGITS,
         seeds=3,
-        weights=(0.01, 0.1, 0.3, 1.0, 3.0, 10.0),
+        weights=(0.01, 0.3, 1.0, 4.0),
         compared=(0.1, 0.3, 0.5, 0.7, 0.9),
     ),
     Setting(
@@ -145,55 +150,187 @@ def bisect(runs: list[dict[str, Any]], share: float) -> float | None:
     return 3 * above if below is None else float(f"{math.sqrt(above * below):.4g}")
 
 
-def run(setting: Setting, where: dict[str, str], name: str, seed: int, *options: str) -> dict[str, Any]:
-    given = [*setting.options, *options, f"seed={seed}", f"output=outputs/budgets/{name}_{seed}", "overwrite=true"]
-    given += ["trainer.progress=none"] + ([f"data.path={where[setting.data]}"] if setting.data else [])
-    return train(compose(given))
+def run(setting: Setting, where: dict[str, str], seed: int, *options: str) -> tuple[Sparsified, float]:
+    """The handle and the test accuracy of a run: as by `zerogate train`, without checkpoints, logs and validation."""
+    given = [*setting.options, *options, f"seed={seed}"]
+    given += [f"data.path={where[setting.data]}"] if setting.data else []
+    config, device = compose(given), torch.device("cpu")
+    batches = building.load_batches(config, images(config), device)
+    module = building.make_classifier(config, batches, device)
+    sparse: Sparsified = module.sparse
+    for part in (sparse.gate, sparse.objective):
+        if getattr(part, "steps", 0) is None:
+            part.steps = building.total_steps(config, batches)
+    made = module.configure_optimizers()
+    optimizer, scheduler = (
+        (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
+    )
+    module.model.train()
+    for _ in range(config.trainer.max_epochs):
+        for x, y in batches.train:
+            (F.cross_entropy(module.model(x), y) + sparse.loss()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            sparse.step()
+        if scheduler is not None:
+            scheduler.step()
+    sparse.project()
+    return sparse, evaluate(module.model, batches.test, batches.data.num_classes)["accuracy"]
 
 
-def measure_targets(book: Book, setting: Setting, where: dict[str, str]) -> None:
+def density(sparse: Sparsified, over: str) -> float:
+    """Share of the dense network's parameters or MACs that is deployed."""
+    return getattr(sparse.cost(), over) / getattr(sparse.dense_cost, over)
+
+
+def largest(sparse: Sparsified, over: str) -> float:
+    """The share of the dense cost that the largest unit has in the dense network: how far a unit may fall short."""
+    if sparse.unit == "weight":
+        return 0.0
+    found = 0.0
+    for group in sparse.groups:
+        is_open = torch.ones(len(sparse.logits), dtype=torch.bool)
+        is_open[group.slice.start] = False
+        cost = getattr(sparse.cost_model.exact(is_open), over)
+        found = max(found, 1 - cost / getattr(sparse.dense_cost, over))
+    return found
+
+
+@functools.cache
+def _images(name: str, path: str | None, limit: int | None, validation: int | None, stratified: bool) -> ImageData:
+    return data.load(name, path, limit=limit, validation=validation, stratified=stratified)
+
+
+def images(config: DictConfig) -> ImageData:
+    """Decoded once for all runs."""
+    d = config.data
+    return _images(d.name, d.get("path"), d.limit, d.validation, d.stratified)
+
+
+def measure_targets(book: Book, setting: Setting, where: dict[str, str], seed: int) -> None:
     for over in setting.costs:
         for share in setting.shares:
             row = book.row(setting.name, over, share)
-            for seed in range(setting.seeds):
-                if seed in row["seeds"]:
-                    continue
-                name = f"{setting.name.replace(', ', '_')}_{over}_{share:g}"
-                result = run(setting, where, name, seed, "objective=target", f"objective.{over}={share}")
-                row["units"] = sum(group["units"] for group in result["groups"])
+            if seed not in row["seeds"]:
+                sparse, accuracy = run(setting, where, seed, "objective=target", f"objective.{over}={share}")
+                assert isinstance(sparse.objective, Target)
+                row["units"], row["largest"] = len(sparse.logits), largest(sparse, over)
                 row["seeds"].append(seed)
-                row["reached"].append(result["target"]["reached"])
-                row["projected"].append(result["target"]["projected"])
-                row["test_accuracy"].append(result["test_accuracy"])
+                row["reached"].append(density(sparse, over))
+                row["projected"].append(sparse.objective.projected)
+                row["test_accuracy"].append(accuracy)
                 book.write()
-            print(setting.name, over, share, *(f"{x:.4f}" for x in row["reached"]), row["projected"], flush=True)
+                print(
+                    setting.name, over, share, f"{row['reached'][-1]:.4f}", row["projected"][-1], accuracy, flush=True
+                )
 
 
-def measure_penalties(book: Book, setting: Setting, where: dict[str, str]) -> None:
-    def penalty(over: str, weight: float, seed: int) -> None:
+def measure_penalties(book: Book, setting: Setting, where: dict[str, str], seed: int) -> None:
+    def penalty(over: str, weight: float) -> None:
         options = ("objective=penalty", f"objective.over={over}", "objective.reduce=mean", f"objective.weight={weight}")
-        result = run(setting, where, f"{setting.name.replace(', ', '_')}_{over}_lambda{weight:g}", seed, *options)
+        sparse, accuracy = run(setting, where, seed, *options)
         book.penalties.append(
             {
                 "setting": setting.name,
                 "over": over,
                 "weight": weight,
                 "seed": seed,
-                "density": result[f"density_{over}"],
-                "test_accuracy": result["test_accuracy"],
+                "density": density(sparse, over),
+                "test_accuracy": accuracy,
             }
         )
         book.write()
 
     for over in setting.penalised:
-        for seed in range(setting.seeds):
-            for weight in setting.weights:
-                if weight not in [p["weight"] for p in book.runs(setting.name, over, seed)]:
-                    penalty(over, weight, seed)
-            for share in setting.compared:
-                for _ in range(setting.tries):
-                    weight_or_none = bisect(book.runs(setting.name, over, seed), share)
-                    if weight_or_none is None:
-                        break
-                    penalty(over, weight_or_none, seed)
-            print(setting.name, over, "penalties of seed", seed, flush=True)
+        for weight in setting.weights:
+            if weight not in [p["weight"] for p in book.runs(setting.name, over, seed)]:
+                penalty(over, weight)
+        for share in setting.compared:
+            for _ in range(setting.tries):
+                between = bisect(book.runs(setting.name, over, seed), share)
+                if between is None:
+                    break
+                penalty(over, between)
+        print(setting.name, over, "penalties of seed", seed, flush=True)
+
+
+def page(record: dict[str, Any]) -> str:
+    """docs/budgets.md: a pure function of the record."""
+    lines = [
+        "# Budgets",
+        "",
+        "What was asked for, what is left, and the accuracy; beside it that of penalties whose λ was bisected to the same",
+        "budget. Means ± standard deviations over the seeds; accuracies are those of the compacted networks on the test",
+        "images, and *n* is the number of seeds. Drawn from [budgets.json](../benchmarks/results/budgets.json) by",
+        "`python benchmarks/budgets.py --render`; the benchmark's own text says how it is run.",
+    ]
+    for setting in SETTINGS:
+        rows = [row for row in record["rows"] if row["setting"] == setting.name and row["seeds"]]
+        if not rows:
+            continue
+        options = " ".join(setting.options)
+        lines += [
+            "",
+            f"## {setting.name}",
+            "",
+            f"`{options}`, `{setting.gate}`. No option but the target was changed.",
+            "",
+        ]
+        lines += ["| target | n | left % | gates changed | accuracy % | λ by hand: left % | accuracy % |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        for row in sorted(rows, key=lambda r: (r["over"] == "macs", r["target"])):
+            lines.append(_line(row, record["penalties"]))
+    lines += ["", f"Commit {record['commit']}, {record['device']}, torch {record['versions']['torch']}.", ""]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], penalties: list[dict[str, Any]]) -> str:
+    beside: list[dict[str, Any]] = []
+    for seed in row["seeds"]:
+        runs = [p for p in penalties if (p["setting"], p["over"], p["seed"]) == (row["setting"], row["over"], seed)]
+        found = nearest(runs, row["target"])
+        beside += [] if found is None else [found]
+    complete = len(beside) == len(row["seeds"])
+    left = ", ".join(f"{100 * x:.1f}" for x in row["reached"])
+    changed = ", ".join(str(n) for n in row["projected"])
+    cells = [
+        f"{row['over']} {100 * row['target']:.0f} %",
+        str(len(row["seeds"])),
+        left,
+        f"{changed} of {row['units']:,}",
+        _mean(row["test_accuracy"]),
+        ", ".join(f"{100 * run['density']:.1f}" for run in beside) if complete else "",
+        _mean([run["test_accuracy"] for run in beside]) if complete else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(values: list[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", help="folder of MNIST in parquet layout")
+    parser.add_argument("--cifar10", help="folder of CIFAR-10 in parquet layout")
+    parser.add_argument("--render", action="store_true", help="only write docs/budgets.md")
+    parser.add_argument("--only", nargs="+", choices=("targets", "penalties"), default=("targets", "penalties"))
+    args = parser.parse_args()
+    if not args.render:
+        where = {"mnist": args.mnist, "cifar10": args.cifar10}
+        shown = [f"--{name} DIR" for name, folder in where.items() if folder]  # no machine's paths
+        book = Book(RESULTS, " ".join(["python benchmarks/budgets.py", *shown]))
+        wanted = [s for s in SETTINGS if s.data is None or where[s.data]]
+        for part, measure in (("targets", measure_targets), ("penalties", measure_penalties)):
+            for seed in range(max(s.seeds for s in wanted) if part in args.only else 0):
+                for setting in wanted:
+                    if seed < setting.seeds:
+                        measure(book, setting, where, seed)
+    record = json.loads(RESULTS.read_text())
+    PAGE.write_text(page(record))
+    print(PAGE.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -74,7 +74,7 @@ class Classifier(pl.LightningModule):
         sparse: the handle of `zerogate.sparsify`, or None for a dense network.
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes a learning-rate scheduler, stepped once an epoch, from the optimizer; or None.
-        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for 30 · lr.
+        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for the default of `param_groups`.
         num_classes: number of classes.
         seed: the run's.
     """

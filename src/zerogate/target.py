@@ -26,7 +26,7 @@ UNKNOWN = 10_000
 """Steps that set the pace where nobody says how many there will be."""
 # Found on the digits, from 200 to 400 steps, both gates, Adam and SGD: half of both lags behind on small networks, ten
 # times the pace without damping swings through the target and closes layers on the way.
-_PACE, _DAMPING = 200.0, 60.0
+_PACE, _DAMPING = 400.0, 120.0
 _LARGEST = math.log1p(1e4)  # of |μ|: what a loss in float32 still bears
 
 
@@ -200,12 +200,17 @@ def fitting(order: Tensor, number: int, target: Target, cost: CostModel) -> int:
 
 @torch.no_grad()
 def settle(sparse: Sparsified) -> None:
-    """Makes the network fit, for the weights to follow, and opens wholly what is to stay.
+    """Makes the network fit, for the weights to follow.
 
-    A hard-concrete gate that never decided is deployed as nearly 0. Weights are trained with it from now on, so it may
-    as well count: logits of open gates are at least 0."""
+    One unit of a group stays in any case, so the likeliest is opened where all are closed. And a hard-concrete gate that
+    never decided is deployed as nearly 0: weights are trained with it from now on, so it may as well count. Logits of
+    open gates are at least 0."""
+    logits, is_open = sparse.logits, sparse.is_open()
+    best = _best(sparse)
+    empty = best[[not bool(is_open[g.slice].any()) for g in sparse.groups]]
+    logits[empty] = _across(sparse.gate, logits[empty], True)
     project(sparse)
-    sparse.logits.copy_(torch.where(sparse.is_open(), sparse.logits.clamp(min=0), sparse.logits))
+    logits.copy_(torch.where(sparse.is_open(), logits.clamp(min=0), logits))
 
 
 @torch.no_grad()
@@ -213,14 +218,21 @@ def project(sparse: Sparsified) -> int:
     """See `Sparsified.project`."""
     target, is_open, logits = sparse.objective, sparse.is_open(), sparse.logits
     assert isinstance(target, Target)
+    first = is_open.to(torch.int8)
+    first[_best(sparse)] *= 2
     order = logits.argsort(descending=True, stable=True)
-    order = torch.cat([order[is_open[order]], order[~is_open[order]]])
+    order = order[first[order].argsort(descending=True, stable=True)]
     now = int(is_open.sum())
     wanted = fitting(order, now, target, sparse.cost_model)
     changed = order[min(now, wanted) : max(now, wanted)]
     logits[changed] = _across(sparse.gate, logits[changed], wanted > now)
     target.projected = (target.projected or 0) + len(changed)
     return len(changed)
+
+
+def _best(sparse: Sparsified) -> Tensor:
+    """The unit of each group with the highest logit, int64 [groups]."""
+    return torch.stack([g.slice.start + sparse.logits[g.slice].argmax() for g in sparse.groups])
 
 
 def _across(gate: Gate, logits: Tensor, opens: bool) -> Tensor:

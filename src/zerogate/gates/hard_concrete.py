@@ -20,7 +20,7 @@ class HardConcrete(Gate):
     Deployed, eq. 13:      ẑ = min(1, max(0, σ(log α)(ζ−γ)+γ))
 
     Args:
-        droprate_init: p in (0, 1); log α starts at N(log((1−p)/p), 0.01²). 0.5 for training from scratch, small
+        droprate_init: p in (0, 1); log α starts at N(log((1−p)/p), 0.01²). 0.2 from scratch (the paper has 0.5 and 0.3), small
             (0.05) to start open from trained weights.
         temperature: β > 0.
         low, high: γ < 0 and ζ > 1, the interval to which s is stretched.
@@ -29,7 +29,7 @@ class HardConcrete(Gate):
     """
 
     def __init__(
-        self, droprate_init: float = 0.5, temperature: float = 2 / 3, low: float = -0.1, high: float = 1.1
+        self, droprate_init: float = 0.2, temperature: float = 2 / 3, low: float = -0.1, high: float = 1.1
     ) -> None:
         super().__init__()
         require(0 < droprate_init < 1, f"droprate_init must lie strictly between 0 and 1, got {droprate_init}")
