@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
 
 REACH = 2 / 3
-"""Share of the run after which the target is reached; the rest of it is for the weights."""
-TRIAL = 5 / 6
-"""Share of the run after which the network is made to fit once, so that weights can still follow what that changes."""
+"""Share of the run after which the target is reached."""
+SETTLE = 5 / 6
+"""Share of the run after which the network is made to fit and gates stand still; the rest of it is for the weights."""
 MARGIN = 0.01
 """The network that is deployed ends at most this share of the dense cost under the target."""
 UNKNOWN = 10_000
 """Steps that set the pace where nobody says how many there will be."""
-# Found on the digits, from 200 to 400 steps, both gates, Adam and SGD: half of both lags behind on small networks, ten
-# times the pace without damping swings through the target and closes layers on the way.
+# Found on the digits, from 200 to 400 steps, both gates, Adam and SGD: half of both lags behind where the gates' learning
+# rate falls, more than twice swings through the target and closes layers on the way.
 _PACE, _DAMPING = 400.0, 120.0
 _LARGEST = math.log1p(1e4)  # of |μ|: what a loss in float32 still bears
 
@@ -38,14 +38,18 @@ class Target(nn.Module):
     left now and d_t the share that is allowed now:
 
         g = max(0, c − d_t) + min(0, c − d_t + 0.01)       too much, or more than a point too little
-        μ ← μ + 200·g/steps;  μ ← 0 unless μ·g > 0          dual ascent, restarted where the constraint holds
-        λ = sign(μ)·(exp|μ| − 1) + 60·g                     the last term damps the oscillation
+        μ ← μ + 400·g/steps;  μ ← 0 unless μ·g > 0          dual ascent, restarted where the constraint holds
+        λ = sign(μ)·(exp|μ| − 1) + 120·g                    the last term damps the oscillation
 
     λ is negative while too little is left: gates are then paid for opening. d_t falls in a line from what is left at the
     beginning to the target, which it reaches after two thirds of the steps. c is the mean of the expected share and the
     deployed one (what `Sparsified.compact` would leave); over the first half of the last third it becomes the deployed
-    one. Expected cost gives the gradient; λ follows what will count. Then, after five sixths of the steps, the network
-    is made to fit as by `Sparsified.project`, while its weights can still follow. Nothing else is read on the host.
+    one. Expected cost gives the gradient; λ follows what will count.
+
+    After five sixths of the steps gates settle. A group whose gates are all closed gets its likeliest one back, since
+    one unit of it stays in any case; the network is made to fit, as by `Sparsified.project`; and gates stand still from
+    then on. What is left of the run trains the weights of the network that will be deployed, with its own mask, also
+    where gates were random before. Nothing else is read on the host.
 
     Args:
         params, macs: the share of the dense network's parameters, or of its MACs, in (0, 1]; one of the two.
@@ -130,7 +134,7 @@ class Target(nn.Module):
         self.multiplier.copy_(log.sign() * torch.expm1(log.abs()) + _DAMPING * g)
 
     def _settle_if_due(self) -> None:
-        self.settled = self.steps is not None and self.steps_done >= round(TRIAL * self.steps)
+        self.settled = self.steps is not None and self.steps_done >= round(SETTLE * self.steps)
         if self.settled:
             self.multiplier.zero_()
 

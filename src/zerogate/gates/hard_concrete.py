@@ -20,8 +20,8 @@ class HardConcrete(Gate):
     Deployed, eq. 13:      ẑ = min(1, max(0, σ(log α)(ζ−γ)+γ))
 
     Args:
-        droprate_init: p in (0, 1); log α starts at N(log((1−p)/p), 0.01²). 0.2 from scratch (the paper has 0.5 and 0.3), small
-            (0.05) to start open from trained weights.
+        droprate_init: p in (0, 1); log α starts at N(log((1−p)/p), 0.01²). 0.2 from scratch (the paper has 0.5
+            and 0.3), small (0.05) to start open from trained weights.
         temperature: β > 0.
         low, high: γ < 0 and ζ > 1, the interval to which s is stretched.
 
