@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zerogate.fused import Elementwise
-from zerogate.gates.gate import Again, Gate, movable, probability, require, unchanged
+from zerogate.gates.gate import Again, Gate, Reset, movable, probability, require, unchanged
 from zerogate.schedules import Exponential
 
 
@@ -107,6 +107,15 @@ class SoftMask(Gate):
 
     def movable_probability(self, logits: Tensor) -> Tensor:
         return movable(logits, self.temperature, self.open_probability(logits))
+
+    def restarted(self, logits: Tensor, initial: Tensor, reset: Reset) -> Tensor:
+        """min(β·s, s₀), the paper's rule, or with ``reset="code"`` min(s, s₀)."""
+        s = self.temperature * logits if reset == "paper" else logits
+        return torch.minimum(s, initial)
+
+    def restart(self) -> None:
+        self.steps_done = 0
+        self.temperature.fill_(1.0)
 
     def step(self) -> None:
         if self.steps is None:
