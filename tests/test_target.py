@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerogate as zg
-from random_nets import RandomNetwork
+from random_nets import FAMILIES, RandomNetwork
 from zerogate.cli import main
 from zerogate.cost import Cost, CostModel
 from zerogate.lit import Classifier
@@ -146,6 +146,35 @@ def test_budgets_are_reached_by_defaults(goal: dict[str, float], options: dict, 
     with torch.no_grad():
         accuracy = (small.eval()(x).argmax(1) == y).double().mean().item()
     assert accuracy > (0.7 if wanted > 0.25 else 0.5)  # a network of 12 channels has little to spare
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_random_networks_reach_their_targets(seed: int) -> None:
+    """Nothing but the target is given, in short runs on noise: at or under, and one more unit would be too much or is not
+    missing."""
+    family, unit = list(FAMILIES)[seed % 3], ("channel", "weight", {"channel", "head"})[seed // 3]
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model, steps = FAMILIES[family](seed), 30
+    x = model.inputs(4, generator)
+    gate = zg.SoftMask() if seed % 2 else zg.HardConcrete()
+    sparse = zg.sparsify(model, x, gate=gate, unit=unit, objective=zg.Target(params=0.99, steps=steps))  # type: ignore[arg-type]
+    assert isinstance(sparse.objective, zg.Target)
+    least = by(sparse, "params", torch.zeros(len(sparse.logits), dtype=torch.bool)) / sparse.dense_cost.params
+    sparse.objective.share = wanted = least + (1 - least) * (0.2 + 0.6 * seed / 8)
+    optimizer = torch.optim.Adam(sparse.param_groups(lr=1e-3))
+    for _ in range(steps):
+        (model(model.inputs(4, generator)).square().mean() + sparse.loss()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sparse.step()
+    logits, is_open = sparse.logits.detach(), sparse.is_open()
+    assert share(sparse) <= wanted
+    if share(sparse) < wanted - MARGIN:
+        more = is_open.clone()
+        more[logits.masked_fill(is_open, -math.inf).argmax()] = True
+        assert by(sparse, "params", more) / sparse.dense_cost.params > wanted
+    assert sparse.project() == 0
 
 
 def test_nothing_is_read_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
