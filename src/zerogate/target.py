@@ -85,7 +85,7 @@ class Target(nn.Module):
         return (self.multiplier * self._left(p, cost)).to(p.dtype)
 
     def _left(self, p: Tensor, cost: CostModel) -> Tensor:
-        return (getattr(cost.expected(p), self.over) / getattr(cost.dense, self.over)).float()
+        return cost.priced(p, self.over, 1 / getattr(cost.dense, self.over)).float()
 
     @torch.no_grad()
     def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> None:
