@@ -284,9 +284,9 @@ def test_gated_copies_make_their_graph_again() -> None:
     model = Several()
     halved(zg.sparsify(model, inputs(2, 5, 3), keep_class=False))
     x = inputs(3, 4, 5)
-    wanted = next(iter(model._forward_pre_hooks.values())).sparse.compact()(**x)["out"]
+    wanted = next(iter(model._forward_pre_hooks.values())).gating.sparse.compact()(**x)["out"]
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        sparse = next(iter(twin._forward_pre_hooks.values())).sparse
+        sparse = next(iter(twin._forward_pre_hooks.values())).gating.sparse
         assert sparse.model is twin and torch.equal(sparse.compact()(**x)["out"], wanted)
 
 

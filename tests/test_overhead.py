@@ -108,7 +108,7 @@ def test_weight_masks_keep_little(gate: zg.Gate) -> None:
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates in plain ops, as a compiler sees them."""
-    for module in ("masking", "gates"):
+    for module in ("gating", "gates.gate"):
         monkeypatch.setattr(f"zerogate.{module}.plain_only", lambda: True)
 
 
@@ -313,7 +313,7 @@ def test_per_example_products_are_shared(monkeypatch: pytest.MonkeyPatch) -> Non
                 model.get_submodule(name).register_forward_hook(lambda m, args, out: read.append(args[0]))
             torch.manual_seed(1)
             model(x).square().sum().backward()
-            assert not sparse._products
+            assert not sparse._gating._products
             found.append([sparse.logits.grad, *(p.grad for p in model.parameters())])
     assert read[0] is read[1] is not read[2]
     for a, b in zip(*found, strict=True):
@@ -455,7 +455,7 @@ differ = 0
 for step in range(50):
     x, y = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
     drawn = []
-    hook = model.register_forward_pre_hook(lambda *_: drawn.append([w.detach() for w in sparse._drawn]))
+    hook = model.register_forward_pre_hook(lambda *_: drawn.append([w.detach() for w in sparse._gating._drawn]))
     out, penalty = both(x)
     hook.remove()
     mine = torch.cat([(w / sparse.model.get_parameter(n)).flatten() for n, w in zip(sparse.gated_names, drawn[0])])

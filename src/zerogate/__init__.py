@@ -17,10 +17,11 @@ from zerogate.errors import (
 )
 from zerogate.gates import Gate, HardConcrete, SoftMask
 from zerogate.groups import Group
-from zerogate.masking import Sparsified, sparsify
+from zerogate.masking import sparsify
 from zerogate.objective import Penalty
 from zerogate.report import Report
 from zerogate.schedules import Exponential
+from zerogate.sparsified import Sparsified
 from zerogate.storage import load, save
 from zerogate.target import Target
 

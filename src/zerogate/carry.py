@@ -14,7 +14,7 @@ from zerogate.plans import Plan, apply_plan
 from zerogate.tensors import copy_with, named_tensors
 
 if TYPE_CHECKING:
-    from zerogate.masking import Sparsified
+    from zerogate.sparsified import Sparsified
 
 
 def carry(

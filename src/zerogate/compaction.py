@@ -24,7 +24,7 @@ from zerogate.tensors import deep_copy, named_tensors
 from zerogate.unregistered import replace, unregistered
 
 if TYPE_CHECKING:
-    from zerogate.masking import Sparsified
+    from zerogate.sparsified import Sparsified
 
 TOLERANCE = 1e-10
 """Largest difference from the gated model that compaction accepts, relative to the largest output, in float64."""

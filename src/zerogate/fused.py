@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zerogate.masks import Mask
+from zerogate.placements import Placement
 
 Backward = Callable[[Tensor], Tensor]
 
@@ -55,7 +55,7 @@ class Elementwise(torch.autograd.Function):
 
 @dataclass
 class Layer:
-    """Where one mask lies: on which weight, how z is broadcast on it, and the place of its products in the sum."""
+    """Where gates lie on one weight: its number, how z is broadcast on it, and the place of its products in the sum."""
 
     weight: int
     view: tuple[int, ...]
@@ -66,7 +66,7 @@ class Layer:
 
 @dataclass(eq=False)
 class Round:
-    """Masks on different weights, multiplied at once.
+    """Placements on different weights, multiplied at once.
 
     The gradient of z sums gradient · weight over everything but the gated dimension. The products are written into one
     buffer in which those of one channel of one weight follow each other, filled up with zeros to whole chunks; a bag of
@@ -188,23 +188,25 @@ def _plain_gradients(
     return [total, *found]
 
 
-def rounds(masks: Sequence[Mask], names: Sequence[str], shapes: dict[str, torch.Size], units: int) -> list[Round]:
-    """Masks in as few rounds as there are on one weight."""
-    left, found = list(masks), []
+def rounds(
+    placements: Sequence[Placement], names: Sequence[str], shapes: dict[str, torch.Size], units: int
+) -> list[Round]:
+    """Placements in as few rounds as there are on one weight."""
+    left, found = list(placements), []
     while left:
-        first = {m.weight: m for m in reversed(left)}
-        now = [m for m in left if first[m.weight] is m]
-        left = [m for m in left if first[m.weight] is not m]
+        first = {p.weight: p for p in reversed(left)}
+        now = [p for p in left if first[p.weight] is p]
+        left = [p for p in left if first[p.weight] is not p]
         found.append(_round(now, names, shapes, units))
     return found
 
 
-def _round(masks: Sequence[Mask], names: Sequence[str], shapes: dict[str, torch.Size], units: int) -> Round:
+def _round(placements: Sequence[Placement], names: Sequence[str], shapes: dict[str, torch.Size], units: int) -> Round:
     layers, chunks, owners, start = [], [], [], 0
-    single = all(-1 not in m.view for m in masks)
-    for m in masks:
-        shape = tuple(shapes[m.weight])
-        along = None if -1 not in m.view else m.view.index(-1)
+    single = all(-1 not in p.view for p in placements)
+    for p in placements:
+        shape = tuple(shapes[p.weight])
+        along = None if -1 not in p.view else p.view.index(-1)
         each, stride = 1, [0] * len(shape)
         for d in reversed(range(len(shape))):
             if d != along:
@@ -212,14 +214,14 @@ def _round(masks: Sequence[Mask], names: Sequence[str], shapes: dict[str, torch.
         if along is not None:
             each = -(-each // CHUNK)
             stride[along] = each * CHUNK
-            owners.append(m.units.repeat_interleave(each))
+            owners.append(p.units.repeat_interleave(each))
             chunks.append(torch.arange(len(owners[-1])) + start // CHUNK)
-            layers.append(Layer(names.index(m.weight), m.view, shape, tuple(stride), start))
+            layers.append(Layer(names.index(p.weight), p.view, shape, tuple(stride), start))
             start += len(owners[-1]) * CHUNK
         else:
-            layers.append(Layer(names.index(m.weight), m.view, shape, tuple(stride), start))
-            start += len(m.units)
-    index = torch.cat([m.units for m in masks])
+            layers.append(Layer(names.index(p.weight), p.view, shape, tuple(stride), start))
+            start += len(p.units)
+    index = torch.cat([p.units for p in placements])
     ungated = bool((index < 0).any())
     straight = len(index) == units and bool((index == torch.arange(units)).all())
     by_unit = bags = None
@@ -231,7 +233,7 @@ def _round(masks: Sequence[Mask], names: Sequence[str], shapes: dict[str, torch.
         bags = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
     return Round(
         layers,
-        [len(m.units) for m in masks],
+        [len(p.units) for p in placements],
         units,
         None if straight else torch.where(index < 0, units, index),
         ungated,

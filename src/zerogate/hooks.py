@@ -16,27 +16,29 @@ from torch.utils._pytree import tree_leaves
 from zerogate.errors import ZerogateError
 
 if TYPE_CHECKING:
-    from zerogate.masking import Sparsified
+    from zerogate.attachment import Attachment
+    from zerogate.gating import Gating
 
 
 @dataclass
 class Begin:
-    sparse: Sparsified
+    gating: Gating
+    attachment: Attachment
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sparse = self.sparse
-        if sparse._depth:
+        gating = self.gating
+        if gating.depth:
             if _calls_itself(module):
-                sparse._depth += 1
+                gating.depth += 1
                 return
-            sparse.uncover()  # the last forward was broken off
+            self.attachment.uncover()  # the last forward was broken off
         if not torch.compiler.is_compiling():
-            sparse.come_last()
+            self.attachment.come_last()
         examples = None
-        if sparse.multiplies_activations:
+        if gating.multiplies_activations:
             examples = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        sparse.draw(examples)
-        sparse._depth = 1
+        gating.draw(examples)
+        gating.depth = 1
 
 
 def _calls_itself(module: nn.Module) -> bool:
@@ -53,28 +55,28 @@ _CALL = nn.Module._call_impl.__code__
 
 @dataclass
 class End:
-    sparse: Sparsified
+    gating: Gating
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.sparse._depth = max(0, self.sparse._depth - 1)
-        if not self.sparse._depth:
-            self.sparse.forget()
+        self.gating.depth = max(0, self.gating.depth - 1)
+        if not self.gating.depth:
+            self.gating.forget()
 
 
 @dataclass
 class Shadow:
-    sparse: Sparsified
+    gating: Gating
     held: list[tuple[nn.Module, str, int]]
     put: list[list[tuple[nn.Module, str]]]
     """What each call that is under way has shadowed: a module may call itself, or another one that reads its weight."""
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         put = []
-        if not self.sparse.multiplies_activations:
+        if not self.gating.multiplies_activations:
             for owner, attribute, number in self.held:
                 if attribute not in owner.__dict__:
                     put.append((owner, attribute))
-                owner.__dict__[attribute] = self.sparse.current(number)
+                owner.__dict__[attribute] = self.gating.current(number)
         self.put.append(put)
 
 
@@ -91,24 +93,24 @@ class Unshadow:
 class Weights:
     """How much each channel counts in a norm's statistics."""
 
-    sparse: Sparsified
+    gating: Gating
     number: int
 
     def __call__(self) -> Tensor:
-        return self.sparse.statistics(self.number)
+        return self.gating.statistics(self.number)
 
 
 @dataclass
 class Multiply:
-    sparse: Sparsified
+    gating: Gating
     number: int
     channel_dim: int
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.sparse.multiplies_activations:
+        if not self.gating.multiplies_activations:
             return None
-        x, z = args[0], self.sparse.current(self.number)
-        known = self.sparse.known_product(x, self.number, self.channel_dim)
+        x, z = args[0], self.gating.current(self.number)
+        known = self.gating.known_product(x, self.number, self.channel_dim)
         if known is not None:
             return (known, *args[1:])
         if x.shape[0] != z.shape[0]:
@@ -119,5 +121,5 @@ class Multiply:
         shape = [1] * x.ndim
         shape[0], shape[self.channel_dim] = z.shape
         product = x * z.view(shape).to(x.dtype)
-        self.sparse.note_product(x, self.number, self.channel_dim, product)
+        self.gating.note_product(x, self.number, self.channel_dim, product)
         return (product, *args[1:])

@@ -13,7 +13,7 @@ from zerogate.tensors import owner_of
 
 if TYPE_CHECKING:
     from zerogate.groups import Axis, Call, Structure
-    from zerogate.masking import Sparsified
+    from zerogate.sparsified import Sparsified
 
 _COLOURS = {"kept": "default", "shrunk": "green", "refused": "yellow"}
 
@@ -145,7 +145,7 @@ def make_report(sparse: Sparsified) -> Report:
     modules = dict(sparse.model.named_modules())
     parameters = dict(sparse.model.named_parameters())
     by_channel = sparse.unit != "weight"
-    gated = {mask.weight: mask.units for mask in sparse.masks}
+    gated = {placement.weight: placement.units for placement in sparse.placements}
 
     def count(axis: Axis | None, size: int) -> tuple[int, int]:
         units = structure.axes.get(axis) if axis is not None and by_channel else None

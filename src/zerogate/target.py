@@ -14,7 +14,7 @@ from zerogate.errors import ZerogateError
 from zerogate.gates import Gate
 
 if TYPE_CHECKING:
-    from zerogate.masking import Sparsified
+    from zerogate.sparsified import Sparsified
 
 REACH = 2 / 3
 """Share of the run after which the target is reached; the rest of it is for the weights."""

@@ -11,7 +11,7 @@ from zerogate.groups import Group, Structure
 
 
 @dataclass(frozen=True)
-class Mask:
+class Placement:
     """How gates lie on one weight: ``weight · z[units]`` with z broadcast by ``view`` (−1 in units: never gated)."""
 
     weight: str
@@ -19,28 +19,28 @@ class Mask:
     view: tuple[int, ...]
 
 
-def channel_masks(structure: Structure, parameters: dict[str, nn.Parameter]) -> list[Mask]:
-    masks = []
+def channel_placements(structure: Structure, parameters: dict[str, nn.Parameter]) -> list[Placement]:
+    placements = []
     for axis in dict.fromkeys(c.consumes for c in structure.calls if c.consumes in structure.axes):
         assert axis is not None
         name, dim = axis
         view = [1] * parameters[name].ndim
         view[dim] = -1
-        masks.append(Mask(name, structure.axes[axis], tuple(view)))
-    return masks
+        placements.append(Placement(name, structure.axes[axis], tuple(view)))
+    return placements
 
 
-def weight_masks(
+def weight_placements(
     structure: Structure, shapes: dict[str, torch.Size], excluded: frozenset[str]
-) -> tuple[list[Mask], tuple[Group, ...]]:
-    masks: list[Mask] = []
+) -> tuple[list[Placement], tuple[Group, ...]]:
+    placements: list[Placement] = []
     groups: list[Group] = []
     start = 0
     for c in structure.calls:
-        if not c.weight or not c.macs or c.layer in excluded or any(m.weight == c.weight for m in masks):
+        if not c.weight or not c.macs or c.layer in excluded or any(p.weight == c.weight for p in placements):
             continue
         stop = start + shapes[c.weight].numel()
-        masks.append(Mask(c.weight, torch.arange(start, stop), tuple(shapes[c.weight])))
+        placements.append(Placement(c.weight, torch.arange(start, stop), tuple(shapes[c.weight])))
         groups.append(Group(c.weight, slice(start, stop), (c.layer,), (c.layer,)))
         start = stop
-    return masks, tuple(groups)
+    return placements, tuple(groups)

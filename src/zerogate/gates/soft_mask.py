@@ -1,0 +1,134 @@
+"""Soft masks of continuous sparsification: deterministic, and harder with every step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zerogate.fused import Elementwise
+from zerogate.gates.gate import Again, Gate, probability, require, unchanged
+from zerogate.schedules import Exponential
+
+
+class SoftMask(Gate):
+    """Deterministic soft masks of Continuous Sparsification (Savarese, Silva and Maire, NeurIPS 2020,
+    arXiv 1912.04427); logits are s.
+
+    Training:  z = σ(β s) / σ(s₀), with β growing geometrically from 1 to ``final_temperature`` over ``steps``
+    Ticket:    ẑ = 1[s > 0] / σ(s₀)
+
+    The scale 1/σ(s₀) keeps the network unchanged at the start; compaction folds it into the weights.
+
+    Args:
+        initial_value: s₀, the same for every unit; lower gives sparser tickets.
+        final_temperature: β at the end, ≥ 1.
+        steps: optimizer steps over which β grows. The training command fills it in; in a loop of your own give it
+            here, or set the buffer ``temperature`` yourself.
+
+    β is the buffer ``temperature`` and the count of steps is part of the state, so checkpoints keep both.
+    Raises `ZerogateError` for values outside these ranges.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, initial_value: float = 0.0, final_temperature: float = 200.0, steps: int | None = None) -> None:
+        super().__init__()
+        require(abs(initial_value) <= 50, f"initial_value must lie between -50 and 50, got {initial_value}")
+        require(
+            math.isfinite(final_temperature) and final_temperature >= 1,
+            f"final_temperature must be finite and at least 1 (β starts at 1), got {final_temperature}",
+        )
+        require(steps is None or steps >= 1, f"steps must be at least 1, or None, got {steps}")
+        self.initial_value = initial_value
+        self.final_temperature = final_temperature
+        self.steps = steps
+        self.scale = 1 + math.exp(-initial_value)  # 1/σ(s₀)
+        self.steps_done = 0
+        self.register_buffer("temperature", torch.tensor(1.0))
+
+    def initial_logits(self, units: int) -> Tensor:
+        return torch.full((units,), float(self.initial_value))
+
+    def sample(self, logits: Tensor, examples: int | None = None) -> Tensor:
+        z = torch.sigmoid(self.temperature * logits) * self.scale
+        return z if examples is None else z.expand(examples, -1)
+
+    def mask(self, logits: Tensor) -> Tensor:
+        return (logits > 0).to(logits.dtype) * self.scale
+
+    def open_probability(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(self.temperature * logits)
+
+    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+        if not self._closed_form("sample", "open_probability"):
+            return super().drawn(logits, sparing)
+        beta, scale = self.temperature, self.scale
+        learns = logits.requires_grad and torch.is_grad_enabled()
+
+        def plain(logits: Tensor, beta: Tensor, *_: Tensor) -> Tensor:
+            return torch.sigmoid(beta * logits) * scale
+
+        if not sparing:
+            with torch.no_grad():
+                p = self.open_probability(logits)
+                z = p * scale
+
+            def backward(grad: Tensor, beta: Tensor, p: Tensor) -> Tensor:
+                return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta).mul_(scale)
+
+            return Elementwise.apply(logits, z, (beta, p), backward, plain) if learns else z, p, None
+
+        def compute() -> Tensor:
+            return (beta * logits).sigmoid_().mul_(scale)
+
+        with torch.no_grad():
+            z = compute()
+        again = Again(compute, lambda: plain(logits, beta), unchanged(logits, beta))
+
+        def once_more(grad: Tensor, beta: Tensor) -> Tensor:  # β (z − z²/scale) · gradient
+            z = again.take()
+            return z.addcmul_(z, z, value=-1 / scale).mul_(grad).mul_(beta)
+
+        return Elementwise.apply(logits, z, (beta,), once_more, plain) if learns else z, None, again
+
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
+        if not self._closed_form("open_probability"):
+            return super().likely(logits, value, sparing)
+        beta = self.temperature
+
+        def backward(grad: Tensor, p: Tensor) -> Tensor:
+            return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta)
+
+        return probability(logits, value, sparing, self.open_probability, backward)
+
+    def movable_probability(self, logits: Tensor) -> Tensor:
+        # At β s = 20 the gradient of σ(β s) is 0 in float32. Here β grows no further than the spread of s allows.
+        spread = logits.detach().abs().mean().clamp(min=torch.finfo(logits.dtype).tiny)
+        p = torch.sigmoid(torch.minimum(self.temperature, 2 / spread) * logits)
+        return p + (self.open_probability(logits) - p).detach()
+
+    def step(self) -> None:
+        if self.steps is None:
+            if self.steps_done == 0:
+                warnings.warn(
+                    "SoftMask does not know how long training lasts, so its temperature stays where it is: "
+                    "give SoftMask(steps=...), or set its `temperature` yourself",
+                    stacklevel=3,
+                )
+            self.steps_done += 1
+            return
+        self.steps_done += 1
+        self.temperature.fill_(Exponential(1.0, self.final_temperature, self.steps)(self.steps_done))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"steps_done": self.steps_done, "steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.steps_done, self.steps = state["steps_done"], state["steps"]
+
+    def extra_repr(self) -> str:
+        return f"initial_value={self.initial_value}, final_temperature={self.final_temperature}, steps={self.steps}"

@@ -1,0 +1,270 @@
+"""The handle of a gated model: what trains, counts and compacts its gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from zerogate import compaction
+from zerogate.attachment import Attachment
+from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
+from zerogate.errors import WatchError, ZerogateError
+from zerogate.exported import exported
+from zerogate.gates import Gate
+from zerogate.gating import Gating
+from zerogate.groups import Inputs, Structure
+from zerogate.groups.interpreted import Interpreted
+from zerogate.objective import Penalty
+from zerogate.placements import channel_placements, weight_placements
+from zerogate.report import Report, make_report
+from zerogate.target import Target, project
+
+
+class Sparsified(nn.Module):
+    """Gates attached to a model; made by `sparsify`.
+
+    A module of its own: its `state_dict` holds the logits and the gate's and objective's state, not the model.
+
+    Attributes:
+        model: the model given to `sparsify`, gated in place.
+        logits: all gates of the model, one parameter [units]; negative closes, positive opens.
+        unit: ``"channel"``, ``"head"``, ``"channel+head"`` or ``"weight"``.
+        groups: `Group`s: name, slice into ``logits``, producers, consumers.
+        dense_cost: `Cost` with every gate open.
+    """
+
+    model: nn.Module
+    index: Tensor  # the units of all placements, one after the other; one more for what has no gate
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        structure: Structure,
+        *,
+        gate: Gate,
+        unit: str,
+        objective: Penalty | Target,
+        per_example: bool,
+        excluded: frozenset[str],
+        min_channels: int,
+        round_to: int,
+        graph: Interpreted | None = None,
+    ) -> None:
+        super().__init__()
+        self.keep_class = graph is None
+        self.__dict__["_graph"] = graph
+        self._kept_in = _kept_in(model)
+        self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
+        self.example_inputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, example_inputs)
+        self.structure = structure
+        self.unit = unit
+        parameters = dict(model.named_parameters())
+        shapes = {name: p.shape for name, p in parameters.items()}
+        self.cost_model: CostModel
+        if unit == "weight":
+            self.placements, self.groups = weight_placements(structure, shapes, excluded)
+            self.cost_model = WeightCost(
+                structure, {p.weight: g.slice for p, g in zip(self.placements, self.groups, strict=True)}, shapes
+            )
+        else:
+            self.placements, self.groups = channel_placements(structure, parameters), structure.groups
+            self.cost_model = ChannelCost(structure, shapes, min_channels, round_to)
+        units = self.groups[-1].slice.stop if self.groups else 0
+        if units == 0:
+            raise WatchError(_nothing_to_remove(model, structure))
+        if isinstance(objective, Target):
+            objective.check(self.cost_model, units)
+        self.gate = gate
+        self.objective = objective
+        device = next((p.device for p in parameters.values() if not p.is_meta), torch.device("cpu"))
+        self.logits = nn.Parameter(gate.initial_logits(units).to(device))
+        self.gate.to(device)
+        self.objective.to(device)
+        index = torch.cat([p.units for p in self.placements])
+        self.register_buffer("index", torch.where(index < 0, units, index).to(device), persistent=False)
+        self._gating = Gating(self, self.placements, shapes, per_example)
+        self._attachment = Attachment(model, structure, self.placements, self._gating)
+        self.attach()
+
+    @property
+    def per_example(self) -> bool:
+        """Whether gates are drawn for every example, in training."""
+        return self._gating.per_example
+
+    # training
+
+    def param_groups(self, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer: the model's weights, and the gates with a learning rate of their own and no
+        weight decay. ``gate_lr`` defaults to 30 · lr: at the weights' own rate gates hardly move."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        return [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
+            {
+                "name": "gates",
+                "params": [self.logits],
+                "lr": 30 * lr if gate_lr is None else gate_lr,
+                "weight_decay": 0.0,
+            },
+        ]
+
+    def loss(self) -> Tensor:
+        """The objective's term, a 0-dim tensor to add to the task's loss."""
+        known = self._gating.take_open()
+        if isinstance(self.objective, Target) and type(self.gate).movable_probability is not Gate.movable_probability:
+            return self.objective(self.gate.movable_probability(self.logits), self.cost_model)
+        return self.objective(self.gate.likely(self.logits, known, self._gating.sparing), self.cost_model)
+
+    def step(self) -> None:
+        """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
+        self.gate.step()
+        if isinstance(self.objective, Target):
+            self.objective.step(self.open_probability(), self.is_open(), self.cost_model)
+            if self.objective.on_trial:
+                project(self, for_good=False)
+
+    def project(self) -> int:
+        """Call at the end of training with a `Target`; the training command does. Where the deployed network costs more,
+        the open gates with the lowest logits are closed until it fits; where it is more than a point of the dense cost
+        below, the closed gates with the highest are opened until it is not, or the next would not fit.
+
+        Returns how many gates it changed, which `report` repeats; 0 without a target."""
+        return project(self) if isinstance(self.objective, Target) else 0
+
+    # counting
+
+    @property
+    def dense_cost(self) -> Cost:
+        return self.cost_model.dense
+
+    def open_probability(self) -> Tensor:
+        """P(z ≠ 0) of every unit, detached, [units]."""
+        return self.gate.open_probability(self.logits).detach()
+
+    def is_open(self) -> Tensor:
+        """Whether the deployed mask lets each unit through, bool [units]."""
+        return self.gate.mask(self.logits.detach()) > 0
+
+    def kept(self) -> Tensor:
+        """Units that compaction keeps, bool [units]: open and of use, and at least one of each group."""
+        return self.cost_model.kept(self.is_open(), self.logits.detach())
+
+    def cost(self, hard: bool = True) -> Cost:
+        """What is left: deployed (ints, the count of what `compact` returns now) or expected (tensors, differentiable)."""
+        if hard:
+            return self.cost_model.exact(self.is_open())
+        return self.cost_model.expected(self.gate.open_probability(self.logits))
+
+    # deploying
+
+    def compact(self, *, optimizer: torch.optim.Optimizer | None = None, ema: nn.Module | None = None) -> nn.Module:
+        """A new plain module without the closed units: no gates, no masks, the same outputs as the gated model in
+        evaluation mode. With ``keep_class=False`` a `torch.fx.GraphModule`, which computes these in training mode, too.
+
+        The gated model stays as it is. Training mode is that of the model. Before it is returned, the module is
+        compared with the gated one in float64 on the example inputs (in its own precision, to 1e-4, where the model has
+        kernels that do not know float64).
+
+        Args:
+            optimizer: its state goes over to the new module, in place: it holds the new module's parameters instead of
+                the model's, moments cut alike, and no gates.
+            ema: an averaged copy of the model (`torch.optim.swa_utils.AveragedModel` or a module of the same names):
+                folded and cut by the same plan, in place.
+
+        Warns where a target is not met; call `project` before.
+
+        Raises `CompactionError` where the outputs differ by more than 1e-10 of the largest, or where the model or the
+        example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit, and for
+        a graph's model that was cast or moved since; then nothing has been changed.
+        """
+        return compaction.compact(self, optimizer, ema)
+
+    def graph(self) -> Interpreted:
+        """The model as a graph, with its tensors: what compaction cuts where it does not keep the class.
+
+        Raises `ZerogateError` where the model has been cast or moved since it was exported."""
+        now = _kept_in(self.model)
+        if now != self._kept_in:
+            raise ZerogateError(
+                f"the graph of this {type(self.model).__name__} was exported for {self._kept_in}, and the model is "
+                f"{now} now; cast or move it back for compact(), or call sparsify again"
+            )
+        if self.__dict__["_graph"] is None:  # a copy or what was pickled
+            with self.detached() as model:
+                self.__dict__["_graph"] = exported(model, self.example_inputs)
+        graph: Interpreted = self.__dict__["_graph"]
+        return graph
+
+    def difference(self, small: nn.Module) -> float:
+        """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode.
+
+        For a module of lower precision it includes the rounding of gates that lie between 0 and 1 into the weights."""
+        return compaction.difference(self, small)
+
+    def report(self) -> Report:
+        """Every layer: kept, shrunk or refused, and why."""
+        return make_report(self)
+
+    @property
+    def gated_names(self) -> list[str]:
+        """Names of the weights that gates lie on."""
+        return self._gating.names
+
+    def masked_weights(
+        self, z: Tensor, weights: Sequence[Tensor], again: Callable[[], Tensor] | None = None
+    ) -> list[Tensor]:
+        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]; ``again`` computes z
+        once more for the backward pass, which then does not keep it."""
+        return self._gating.masked_weights(z, weights, again)
+
+    # attaching
+
+    def attach(self) -> None:
+        """Puts the gates (back) on the model.
+
+        Raises `ZerogateError` where its parameters have other shapes than before, or are tied otherwise."""
+        self._attachment.attach()
+
+    def detach(self) -> None:
+        """Takes the gates off; the model is the user's plain one again."""
+        self._attachment.detach()
+
+    @contextmanager
+    def detached(self) -> Iterator[nn.Module]:
+        """The plain model, for as long as the block lasts."""
+        attached = self._attachment.attached
+        self.detach()
+        try:
+            yield self.model
+        finally:
+            if attached:
+                self.attach()
+
+    def check_unchanged(self) -> None:
+        """Raises `ZerogateError` where the model is not the one that the gates were made for."""
+        self._attachment.check_unchanged()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_graph": None}  # a graph of fx cannot be pickled, and is made again
+
+    def extra_repr(self) -> str:
+        return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
+
+
+def _kept_in(model: nn.Module) -> str:
+    """Precision and device of a model's parameters."""
+    return ", ".join(sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()}))
+
+
+def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:
+    reasons = "; ".join(dict.fromkeys(structure.refused.values()))
+    reasons = reasons or "it runs no convolution or linear layer with parameters"
+    return (
+        f"{type(model).__name__} has no unit that could be removed: {reasons}. Channels must lie between two "
+        'layers; unit="weight" gates single weights, gate_inputs=True the inputs'
+    )
