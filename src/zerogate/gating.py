@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from zerogate.activations import Products, Spread
 from zerogate.draws import Draw, Draws
 from zerogate.errors import ZerogateError, no_weights
 from zerogate.fused import Masked, plain_only, rounds
@@ -29,6 +30,7 @@ class Gating:
         sparse: the handle, whose logits and gate are read anew at every draw.
         per_example: whether activations are multiplied in training, with gates of their own for every example.
         names: of the weights that gates lie on.
+        times: multiplies activations by gates, [examples, channels].
         places: module and attribute that hold each of them; known once the gates are attached.
         depth: forwards of the root that are under way, one within the other.
     """
@@ -46,6 +48,7 @@ class Gating:
         self._alike = [
             alike.setdefault(tuple(p.units.tolist()), i) for i, p in enumerate(placements if per_example else ())
         ]
+        self.times = Products()  # of activations and gates
         self._open: tuple[Tensor, list[int]] | None = None  # open probabilities of the last draw, and of which state
         # every weight times its gates; or per example, the gates of every placement
         self._drawn: list[Tensor] | None = None
@@ -77,10 +80,8 @@ class Gating:
                 f"sparse.to({str(first.device)!r})"
             )
         training, again = self._model.training, None
-        if examples is not None:
-            z = gate.sample(logits, examples)
-        elif training:
-            z, p, again = gate.drawn(logits, self.sparing)
+        if training:
+            z, p, again = gate.drawn(logits, self.sparing, examples)
             self._open = None if p is None else (p, self._versions())
         else:
             z = gate.mask(logits)
@@ -105,9 +106,7 @@ class Gating:
             weights: list[Any] = [owner._parameters[name] for owner, name in self.places]
             drawn = self.masked_weights(z, weights, again)
         else:
-            if any(lies.ungated for lies in self._rounds):
-                z = torch.cat([z, z.new_ones(len(z), 1)], 1)
-            drawn = list(z.index_select(1, self.sparse.index).split(self._lengths, 1))
+            drawn = self._by_example(z)
         return drawn, self._norm_weights(z, training) if self._norms else []
 
     def masked_weights(
@@ -129,6 +128,14 @@ class Gating:
             w = masked[p.weight]
             masked[p.weight] = w * part.view(p.view).to(w.dtype)
         return [*masked.values()]
+
+    def _by_example(self, z: Tensor) -> list[Tensor]:
+        """Gates of every placement, [examples, channels], of gates z, [examples, units]."""
+        ungated = any(lies.ungated for lies in self._rounds)
+        if plain_only():
+            z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
+            return list(z.index_select(1, self.sparse.index).split(self._lengths, 1))
+        return list(Spread.apply(z, self.sparse.index, self._lengths, ungated))
 
     def _norm_weights(self, z: Tensor, training: bool) -> list[Tensor]:
         """How much each channel counts in the statistics of each norm: in training as far as it is open, in evaluation

@@ -41,7 +41,7 @@ class Penalty(nn.Module):
     def forward(self, p: Tensor, cost: CostModel) -> Tensor:
         """0-dim loss term from open probabilities p [units]."""
         if self.over == "gates":
-            return self.weight * (p.mean() if self.reduce == "mean" else p.sum())
+            return p.sum() * (self.weight / len(p) if self.reduce == "mean" else self.weight)
         dense = getattr(cost.dense, self.over) if self.reduce == "mean" else 1
         return cost.priced(p, self.over, self.weight / dense)
 

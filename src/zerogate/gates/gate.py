@@ -39,10 +39,12 @@ class Gate(nn.Module, ABC):
     def step(self) -> None:
         """Called once after each optimizer step; moves schedules on."""
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+    def drawn(
+        self, logits: Tensor, sparing: bool, examples: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Again | None]:
         """What `sample` gives, in fewer kernels where the gate knows how, the values of `open_probability` where they come
         with it, and how to have z again. ``sparing``: keep as little as possible for the backward pass."""
-        return self.sample(logits), None, None
+        return self.sample(logits, examples), None, None
 
     def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
         """What `open_probability` gives, in fewer kernels where the gate knows how; ``value``: as `drawn` gave it."""

@@ -63,9 +63,11 @@ class SoftMask(Gate):
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(self.temperature * logits)
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+    def drawn(
+        self, logits: Tensor, sparing: bool, examples: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Again | None]:
         if not self._closed_form("sample", "open_probability"):
-            return super().drawn(logits, sparing)
+            return super().drawn(logits, sparing, examples)
         beta, scale = self.temperature, self.scale
         learns = logits.requires_grad and torch.is_grad_enabled()
 
@@ -80,7 +82,8 @@ class SoftMask(Gate):
             def backward(grad: Tensor, beta: Tensor, p: Tensor) -> Tensor:
                 return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta).mul_(scale)
 
-            return Elementwise.apply(logits, z, (beta, p), backward, plain) if learns else z, p, None
+            z = Elementwise.apply(logits, z, (beta, p), backward, plain) if learns else z
+            return z if examples is None else z.expand(examples, -1), p, None
 
         def compute() -> Tensor:
             return (beta * logits).sigmoid_().mul_(scale)
