@@ -117,7 +117,7 @@ class HardConcrete(Gate):
             self._room = {key: (terms, factors)}
         return self._room[key]
 
-    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool, again: Again | None = None) -> Tensor:
         if not self._closed_form("open_probability"):
             return super().likely(logits, value, sparing)
         shift = self.temperature * math.log(-self.low / self.high)
