@@ -50,10 +50,10 @@ class CostModel(ABC):
 
     def priced(self, p: Tensor, over: str, price: float = 1.0) -> Tensor:
         """price · expected "params" or "macs" at open probabilities p [units], a 0-dim tensor of p's type."""
-        return (price * getattr(self._plain(p.double()), over)).to(p.dtype)
+        return (price * getattr(self.formula(p.double()), over)).to(p.dtype)
 
     @abstractmethod
-    def _plain(self, p: Tensor) -> Cost:
+    def formula(self, p: Tensor) -> Cost:
         """Expected cost in ops that can be differentiated as often as one likes, for p in float64."""
 
     def exact(self, is_open: Tensor) -> Cost:
@@ -195,8 +195,8 @@ class ChannelCost(CostModel):
         n = torch.arange(max((g.units for g in groups), default=0) + 1, dtype=torch.float64)[:, None]
         added = torch.where(n <= size, self._width(n, self._tensors) - n, 0.0)  # [n, groups]
         widened = (added != (n == 0)).any(0).nonzero().flatten()
-        self._any_widened = len(widened) > 0
-        units = [list(range(groups[g].slice.start, groups[g].slice.stop)) for g in widened.tolist()]
+        self._wide: list[int] = widened.tolist()
+        units = [list(range(groups[g].slice.start, groups[g].slice.stop)) for g in self._wide]
         members = padded(units, self.structure.units)
         return {
             "widened": widened,
@@ -237,7 +237,7 @@ class ChannelCost(CostModel):
         if p.device not in self._closed_form:
             with torch.inference_mode(False):
                 self._closed_form[p.device] = self._tables().on(p.device)
-        added = self._added(p.double()) if self._any_widened else None
+        added = self._added(p.double()) if self._wide else None
         plain = functools.partial(super().priced, over=over, price=price)
         found: Tensor = Priced.apply(self._closed_form[p.device], over, price, p, added, plain)
         return found
@@ -251,7 +251,7 @@ class ChannelCost(CostModel):
         costs = {over: left.T @ (w[:, None] * right) for over, w in zip(("params", "macs"), t["weights"], strict=True)}
         return tables(
             [range(g.slice.start, g.slice.stop) for g in self.structure.groups],
-            t["widened"].tolist(),
+            self._wide,
             torch.cat([t["unheard"], t["ends"][1:]]),
             self._listening,
             {over: (m + m.T) / 2 for over, m in costs.items()},
@@ -264,12 +264,12 @@ class ChannelCost(CostModel):
         added = (count_distribution(members) * t["added"]).sum(1)
         return p.new_zeros(len(t["size"]) + 1).index_copy(0, t["widened"], added)
 
-    def _plain(self, p: Tensor) -> Cost:
+    def formula(self, p: Tensor) -> Cost:
         t = self._on(p.device)
         s, closed = self._listened(p)
         total = torch.zeros_like(s).index_add(0, t["group"], p)
         added, unheard = closed, 1 - s
-        if self._any_widened:
+        if self._wide:
             added = closed.index_fill(0, t["widened"], 0.0) + self._added(p)[:-1]
             unheard = unheard * t["unheard"]
         return self._cost(s * (total + added) + unheard, t)
@@ -323,7 +323,7 @@ class WeightCost(CostModel):
         self.units = sum(self._sizes)
         self._macs = list(macs.values())
 
-    def _plain(self, p: Tensor) -> Cost:
+    def formula(self, p: Tensor) -> Cost:
         parts = p.split(self._sizes) if self._sizes else ()
         sums = torch.stack([p.new_zeros(()), *(part.sum() for part in parts)])[1:]
         return Cost(sums.sum() + self._fixed_params, sums @ sums.new_tensor(self._macs) + self._fixed_macs)

@@ -125,7 +125,7 @@ def tables(
     """
     groups, units, states = len(members), sum(map(len, members)), len(heard.edges)
     one, least = units, units + 1
-    rows: list[Sequence[int]] = [[least] if g in widened else members[g] for g in range(groups)] + [[]]
+    rows: list[Sequence[int]] = [*([least] if g in widened else members[g] for g in range(groups)), []]
     inside: list[Sequence[int]] = [*members, (least,)]  # the last group is always open
     out_of = [[(groups if g < 0 else g, to) for g, to in out] for out in heard.edges]
     edges = [edge for out in out_of for edge in out]
@@ -180,7 +180,8 @@ class Priced(torch.autograd.Function):
         torch.sub(q[-2:-1], p, out=q[:-2]).add_(LEAST)
         entries = q.index_select(0, t.first[0])
         first = _product(entries, t.first[1])
-        dead, kept = first[-len(t.edges) + 1 :], []
+        dead = first[-len(t.edges) + 1 :]
+        kept: list[Tensor] = []
         for i in range(t.rounds):
             pair = first[t.pairs] if not i else torch.stack([dead.index_select(0, t.states), kept[0][1]])
             factors = torch.lerp(pair[0], q[-2], pair[1])
