@@ -6,6 +6,7 @@ small = sparse.compact()
 """
 
 from zerogate import models
+from zerogate.baselines import Magnitude, Random
 from zerogate.cost import Cost
 from zerogate.errors import (
     CheckpointError,
@@ -15,7 +16,7 @@ from zerogate.errors import (
     WatchError,
     ZerogateError,
 )
-from zerogate.gates import Gate, HardConcrete, SoftMask
+from zerogate.gates import Gate, Hard, HardConcrete, SoftMask
 from zerogate.groups import Group
 from zerogate.masking import sparsify
 from zerogate.objective import Penalty
@@ -24,6 +25,8 @@ from zerogate.schedules import Exponential
 from zerogate.sparsified import Sparsified
 from zerogate.storage import load, save
 from zerogate.target import Target
+from zerogate.tickets import Held, Mask, Stage, TicketSearch
+from zerogate.times import Time
 
 __all__ = [
     "CheckpointError",
@@ -34,12 +37,20 @@ __all__ = [
     "Exponential",
     "Gate",
     "Group",
+    "Hard",
     "HardConcrete",
+    "Held",
+    "Magnitude",
+    "Mask",
     "Penalty",
+    "Random",
     "Report",
     "SoftMask",
     "Sparsified",
+    "Stage",
     "Target",
+    "TicketSearch",
+    "Time",
     "WatchError",
     "ZerogateError",
     "load",

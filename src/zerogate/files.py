@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from zerogate.errors import ZerogateError
 
 
 def write(path: Path, content: bytes) -> None:
@@ -19,3 +22,12 @@ def write(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def safetensors() -> Any:
+    """The package that reads and writes tensors, which the core does without until then."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ZerogateError("saving and loading needs safetensors; pip install safetensors") from error
+    return safetensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from zerogate.attachment import Attachment
 from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.exported import exported
-from zerogate.gates import Gate
+from zerogate.gates import Gate, Hard
 from zerogate.gating import Gating
 from zerogate.groups import Inputs, Structure
 from zerogate.groups.interpreted import Interpreted
@@ -23,6 +23,9 @@ from zerogate.objective import Penalty
 from zerogate.placements import channel_placements, weight_placements
 from zerogate.report import Report, make_report
 from zerogate.target import Target, project
+
+if TYPE_CHECKING:
+    from zerogate.tickets import Mask
 
 
 class Sparsified(nn.Module):
@@ -83,7 +86,7 @@ class Sparsified(nn.Module):
         self.gate = gate
         self.objective = objective
         device = next((p.device for p in parameters.values() if not p.is_meta), torch.device("cpu"))
-        self.logits = nn.Parameter(gate.initial_logits(units).to(device))
+        self.logits = nn.Parameter(gate.initial_logits(units).to(device), requires_grad=gate.learns)
         self.gate.to(device)
         self.objective.to(device)
         index = torch.cat([p.units for p in self.placements])
@@ -91,6 +94,8 @@ class Sparsified(nn.Module):
         self._gating = Gating(self, self.placements, shapes, per_example)
         self._attachment = Attachment(model, structure, self.placements, self._gating)
         self.attach()
+        if isinstance(gate, Hard):
+            gate.begin(self)
 
     @property
     def per_example(self) -> bool:
@@ -101,26 +106,28 @@ class Sparsified(nn.Module):
 
     def param_groups(self, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: the model's weights, and the gates with a learning rate of their own and no
-        weight decay. ``gate_lr`` defaults to 30 · lr: at the weights' own rate gates hardly move."""
+        weight decay. ``gate_lr`` defaults to 30 · lr: at the weights' own rate gates hardly move. Gates that do not learn
+        have no group."""
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        return [
-            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
-            {
-                "name": "gates",
-                "params": [self.logits],
-                "lr": 30 * lr if gate_lr is None else gate_lr,
-                "weight_decay": 0.0,
-            },
-        ]
+        groups = [{"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}]
+        if self.gate.learns:
+            gate_lr = 30 * lr if gate_lr is None else gate_lr
+            groups.append({"name": "gates", "params": [self.logits], "lr": gate_lr, "weight_decay": 0.0})
+        return groups
 
     def loss(self) -> Tensor:
-        """The objective's term, a 0-dim tensor to add to the task's loss."""
+        """The objective's term, a 0-dim tensor to add to the task's loss; 0 for gates that do not learn."""
+        if not self.gate.learns:
+            return self.logits.new_zeros(())
         return self.objective(self._gating.likely(isinstance(self.objective, Target)), self.cost_model)
 
     def step(self) -> None:
         """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
         self.gate.step()
-        if isinstance(self.objective, Target):
+        if isinstance(self.gate, Hard):
+            self.gate.follow(self)
+            self.zero_closed()
+        elif isinstance(self.objective, Target):
             self.objective.step(self.open_probability(), self.is_open(), self.cost_model)
             if self.objective.on_trial:
                 project(self, for_good=False)
@@ -130,8 +137,65 @@ class Sparsified(nn.Module):
         the open gates with the lowest logits are closed until it fits; where it is more than a point of the dense cost
         below, the closed gates with the highest are opened until it is not, or the next would not fit.
 
-        Returns how many gates it changed, which `report` repeats; 0 without a target."""
-        return project(self) if isinstance(self.objective, Target) else 0
+        Returns how many gates it changed, which `report` repeats; 0 without a target, and for gates that do not learn."""
+        return project(self) if isinstance(self.objective, Target) and self.gate.learns else 0
+
+    # tickets
+
+    def entries(self, units: Tensor) -> dict[str, Tensor]:
+        """Which entries of each gated weight these units let through, for bool [units]: bool tensors by name."""
+        parameters = dict(self.model.named_parameters())
+        ones = [torch.ones_like(parameters[name]) for name in self.gated_names]
+        with torch.no_grad():
+            return {n: w > 0 for n, w in zip(self.gated_names, self.masked_weights(units.float(), ones), strict=True)}
+
+    def harden(self, mask: Mask | None = None) -> None:
+        """Makes gates hard: they no longer learn, and the weights that closed ones multiply become exactly zero and stay
+        so under any optimizer. Make a new optimizer of `param_groups` after it.
+
+        Args:
+            mask: the ticket, in which a unit is open if any of its entries is; None for what is open now.
+
+        Raises `ZerogateError` where the mask is of another architecture, or cuts through a channel."""
+        is_open = self.is_open() if mask is None else self._units_of(mask)
+        self.gate = Hard(self.gate.scale).to(self.logits.device)
+        self.logits.requires_grad_(False)
+        self.logits.grad = None
+        self.open_only(is_open.nonzero().flatten())
+
+    def _units_of(self, mask: Mask) -> Tensor:
+        mask.check(self.model)
+        if missing := [name for name in mask if name not in self.gated_names]:
+            raise ZerogateError(f"this mask is of weights without gates: {missing[0]}; sparsify the model with them")
+        is_open = torch.zeros(len(self.logits), dtype=torch.bool)
+        for lies in self.placements:
+            along = lies.view.index(-1) if -1 in lies.view else None
+            kept = mask.get(lies.weight, torch.ones(()).expand(self.model.get_parameter(lies.weight).shape) > 0)
+            kept = kept.flatten() if along is None else kept.movedim(along, 0).flatten(1).any(1)
+            gated = lies.units >= 0
+            is_open[lies.units[gated]] |= kept[gated]
+        is_open = is_open.to(self.logits.device)
+        for name, entries in self.entries(is_open).items():
+            if name in mask and not torch.equal(entries.cpu(), mask[name]):
+                raise ZerogateError(
+                    f'this mask cuts through units: {name} keeps parts of a {self.unit}; use unit="weight"'
+                )
+        return is_open
+
+    @torch.no_grad()
+    def open_only(self, units: Tensor) -> None:
+        """Opens these units, int64 [n], and closes all others; of gates that do not learn."""
+        self.logits.fill_(-1.0)
+        self.logits[units] = 1.0
+        self.zero_closed()
+
+    @torch.no_grad()
+    def zero_closed(self) -> None:
+        """Sets the weights that closed gates multiply to zero, in place."""
+        parameters = dict(self.model.named_parameters())
+        weights: list[Tensor] = [parameters[name] for name in self.gated_names]
+        masked = self.masked_weights((self.logits > 0).to(self.logits.dtype), weights)
+        torch._foreach_copy_(weights, masked)
 
     # counting
 

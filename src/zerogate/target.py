@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zerogate.cost import Cost, CostModel
+from zerogate.cost import CostModel
 from zerogate.errors import ZerogateError
 from zerogate.gates import Gate
 
@@ -31,7 +31,8 @@ _LARGEST = math.log1p(1e4)  # of |μ|: what a loss in float32 still bears
 
 
 class Target(nn.Module):
-    """The share of the dense cost that may be left: ``Target(params=0.1)`` or ``Target(macs=0.3)``.
+    """The share of the dense cost that may be left: ``Target(params=0.1)`` or ``Target(macs=0.3)``; or, with
+    ``Target(gates=0.2)``, the share of all gates that may be open.
 
     A multiplier λ weighs the expected cost in the loss, as the λ of a `Penalty` does, and is learned: dual ascent with
     dual restarts (Gallego-Posada et al., NeurIPS 2022, arXiv 2208.04425). After every step, with c the share that is
@@ -48,7 +49,8 @@ class Target(nn.Module):
     is made to fit as by `Sparsified.project`, while its weights can still follow. Nothing else is read on the host.
 
     Args:
-        params, macs: the share of the dense network's parameters, or of its MACs, in (0, 1]; one of the two.
+        params, macs, gates: the share of the dense network's parameters, of its MACs, or of all gates, in (0, 1]; one of
+            the three.
         steps: optimizer steps of the whole run. The training command fills it in; in a loop of your own give it here.
 
     The multiplier, the steps done and their number are part of the state, so a resumed run goes on as if it had never
@@ -59,17 +61,28 @@ class Target(nn.Module):
     _log: Tensor
     _start: Tensor
 
-    def __init__(self, params: float | None = None, macs: float | None = None, *, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        params: float | None = None,
+        macs: float | None = None,
+        *,
+        gates: float | None = None,
+        steps: int | None = None,
+    ) -> None:
         super().__init__()
-        if (params is None) == (macs is None):
+        given = {
+            key: value for key, value in (("params", params), ("macs", macs), ("gates", gates)) if value is not None
+        }
+        if len(given) != 1:
             raise ZerogateError(
-                f"a target is a share of the parameters or of the MACs, got params={params}, macs={macs}; give one"
+                f"a target is a share of the parameters, of the MACs or of the gates, got params={params}, macs={macs}, "
+                f"gates={gates}; give one"
             )
-        self.over = "macs" if params is None else "params"
-        share: Any = macs if params is None else params
-        number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if not (number and 0 < share <= 1):  # NaN compares false
-            raise ZerogateError(f"{self.over} is the share of the dense cost that may be left, in (0, 1], got {share}")
+        ((self.over, share),) = given.items()
+        value: Any = share
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and 0 < value <= 1):  # NaN compares false
+            raise ZerogateError(f"{self.over} is the share that may be left, in (0, 1], got {share}")
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ZerogateError(f"steps must be a whole number of at least 1, or None, got {steps}")
         self.share = float(share)
@@ -85,6 +98,8 @@ class Target(nn.Module):
         return (self.multiplier * self._left(p, cost)).to(p.dtype)
 
     def _left(self, p: Tensor, cost: CostModel) -> Tensor:
+        if self.over == "gates":
+            return p.mean().float()
         return cost.priced(p, self.over, 1 / getattr(cost.dense, self.over)).float()
 
     @torch.no_grad()
@@ -127,17 +142,27 @@ class Target(nn.Module):
         """Whether this is the step after which the network is made to fit while it is trained."""
         return self.steps is not None and self.steps_done == round(TRIAL * self.steps)
 
+    def restart(self, share: float, steps: int) -> None:
+        """Begins anew, with another share and number of steps."""
+        self.share, self.steps, self.steps_done, self.projected = share, steps, 0, None
+        for buffer in (self.multiplier, self._log, self._start):
+            buffer.zero_()
+
     def allowed(self, cost: CostModel) -> float:
         """The largest cost that fits."""
-        return self.share * float(getattr(cost.dense, self.over))
+        return self.share * self.dense(cost)
 
-    def of(self, cost: Cost) -> int:
-        """The one of the two costs that the target is about."""
-        return int(getattr(cost, self.over))
+    def dense(self, cost: CostModel) -> int:
+        """What the target is about, with every gate open."""
+        return cost.units if self.over == "gates" else int(getattr(cost.dense, self.over))
+
+    def left(self, is_open: Tensor, cost: CostModel) -> int:
+        """What is left of it with these units open, bool [units]."""
+        return int(is_open.sum()) if self.over == "gates" else int(getattr(cost.exact(is_open), self.over))
 
     def check(self, cost: CostModel, units: int) -> None:
         """Raises `ZerogateError` where even the network without these units costs more."""
-        least, dense = self.of(cost.exact(torch.zeros(units, dtype=torch.bool))), self.of(cost.dense)
+        least, dense = self.left(torch.zeros(units, dtype=torch.bool), cost), self.dense(cost)
         if least > self.allowed(cost):
             smallest = math.ceil(1e4 * least / max(dense, 1)) / 1e4
             raise ZerogateError(
@@ -147,31 +172,33 @@ class Target(nn.Module):
             )
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"steps_done": self.steps_done, "steps": self.steps, "projected": self.projected}
+        return {name: getattr(self, name) for name in ("steps_done", "steps", "projected", "share")}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps_done, self.steps, self.projected = state["steps_done"], state["steps"], state["projected"]
+        self.share = state.get("share", self.share)  # states of before targets could restart have none
 
     def extra_repr(self) -> str:
         return f"{self.over}={self.share}, steps={self.steps}"
 
 
-def fitting(order: Tensor, number: int, target: Target, cost: CostModel) -> int:
+def fitting(order: Tensor, number: int, target: Target, cost: CostModel, margin: float = MARGIN) -> int:
     """How many units should be open for the cost to fit: `number` if it does, else the fewest changes.
 
     Args:
         order: units by how open they are, the most open first, int64 [units].
         number: how many of them are open now.
+        margin: the share of the dense cost by which it may end below.
 
     Costs grow with every unit that opens, so a search by halves finds the number.
     """
-    dense = target.of(cost.dense)
+    dense = target.dense(cost)
     limit = target.allowed(cost)
 
     def left(n: int) -> int:
         is_open = torch.zeros(len(order), dtype=torch.bool, device=order.device)
         is_open[order[:n]] = True
-        return target.of(cost.exact(is_open))
+        return target.left(is_open, cost)
 
     def largest(low: int, high: int, most: float) -> int:
         """The largest n in [low, high] whose cost is at most `most`; that of `low` is."""
@@ -183,22 +210,22 @@ def fitting(order: Tensor, number: int, target: Target, cost: CostModel) -> int:
     now = left(number)
     if now > limit:
         return largest(0, number, limit)
-    if now >= limit - MARGIN * dense:
+    if now >= limit - margin * dense:
         return number
     most = largest(number, len(order), limit)
-    least = largest(number, most, limit - MARGIN * dense)  # the next one is within a point of the target
+    least = largest(number, most, limit - margin * dense)  # the next one is within the margin
     return min(least + 1, most)
 
 
 @torch.no_grad()
-def project(sparse: Sparsified, for_good: bool = True) -> int:
+def project(sparse: Sparsified, for_good: bool = True, margin: float = MARGIN) -> int:
     """See `Sparsified.project`. Within training, not for good, gates go as far beyond the edge as they were before it."""
     target, is_open, logits = sparse.objective, sparse.is_open(), sparse.logits
     assert isinstance(target, Target)
     order = logits.argsort(descending=True, stable=True)
     order = torch.cat([order[is_open[order]], order[~is_open[order]]])
     now = int(is_open.sum())
-    wanted = fitting(order, now, target, sparse.cost_model)
+    wanted = fitting(order, now, target, sparse.cost_model, margin)
     changed = order[min(now, wanted) : max(now, wanted)]
     across = _across(sparse.gate, logits[changed], wanted > now)
     if for_good:

@@ -5,7 +5,8 @@ returns. Under every gate a negative logit closes a unit and a positive one open
 """
 
 from zerogate.gates.gate import Gate
+from zerogate.gates.hard import Hard
 from zerogate.gates.hard_concrete import HardConcrete
 from zerogate.gates.soft_mask import SoftMask
 
-__all__ = ["Gate", "HardConcrete", "SoftMask"]
+__all__ = ["Gate", "Hard", "HardConcrete", "SoftMask"]

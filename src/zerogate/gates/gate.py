@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,21 @@ from torch import Tensor, nn
 from zerogate.errors import ZerogateError
 from zerogate.fused import Elementwise, plain_only
 
+Reset = Literal["paper", "code"]
+RESETS = get_args(Reset)
+"""How logits start another round of a ticket search."""
+
 
 class Gate(nn.Module, ABC):
-    """What a gate must say: how it starts, what it draws in training, what it deploys, how likely it is open."""
+    """What a gate must say: how it starts, what it draws in training, what it deploys, how likely it is open.
+
+    Attributes:
+        learns: whether logits get gradients.
+        scale: what a wholly open gate multiplies by.
+    """
+
+    learns = True
+    scale = 1.0
 
     @abstractmethod
     def initial_logits(self, units: int) -> Tensor:
@@ -38,6 +51,14 @@ class Gate(nn.Module, ABC):
 
     def step(self) -> None:
         """Called once after each optimizer step; moves schedules on."""
+
+    def restarted(self, logits: Tensor, initial: Tensor, reset: Reset) -> Tensor:
+        """Logits with which another round of a ticket search starts, [units]: of open gates the initial ones, of closed
+        gates those that they have."""
+        return torch.where(self.mask(logits) > 0, initial, logits)
+
+    def restart(self) -> None:
+        """Sets schedules back to their beginning."""
 
     def drawn(
         self, logits: Tensor, sparing: bool, examples: int | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zerogate.fused import Elementwise
-from zerogate.gates.gate import Again, Gate, Room, probability, require
+from zerogate.gates.gate import Again, Gate, Reset, Room, probability, require
 from zerogate.schedules import Exponential
 
 
@@ -108,6 +108,15 @@ class SoftMask(Gate):
         spread = logits.detach().abs().mean().clamp(min=torch.finfo(logits.dtype).tiny)
         p = torch.sigmoid(torch.minimum(self.temperature, 2 / spread) * logits)
         return p + (self.open_probability(logits) - p).detach()
+
+    def restarted(self, logits: Tensor, initial: Tensor, reset: Reset) -> Tensor:
+        """min(β·s, s₀), the paper's rule, or with ``reset="code"`` min(s, s₀)."""
+        s = self.temperature * logits if reset == "paper" else logits
+        return torch.minimum(s, initial)
+
+    def restart(self) -> None:
+        self.steps_done = 0
+        self.temperature.fill_(1.0)
 
     def step(self) -> None:
         if self.steps is None:

@@ -1,0 +1,59 @@
+"""Gates that are not learned."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zerogate.errors import ZerogateError
+from zerogate.gates.gate import Gate
+
+if TYPE_CHECKING:
+    from zerogate.sparsified import Sparsified
+
+
+class Hard(Gate):
+    """Gates that stay as they are: z = scale where the logit is positive, else exactly 0, in training and evaluation.
+
+    The weights that closed gates multiply are set to zero after every optimizer step, so they are exactly zero under any
+    optimizer. What a ticket is trained with; see `Sparsified.harden`.
+
+    Args:
+        scale: of open gates, above 0.
+
+    Raises `ZerogateError` for another scale.
+    """
+
+    learns = False
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(scale) and scale > 0):
+            raise ZerogateError(f"the scale of open gates must be positive and finite, got {scale}")
+        self.scale = scale
+
+    def initial_logits(self, units: int) -> Tensor:
+        return torch.ones(units)
+
+    def sample(self, logits: Tensor, examples: int | None = None) -> Tensor:
+        z = self.mask(logits)
+        return z if examples is None else z.expand(examples, -1)
+
+    def mask(self, logits: Tensor) -> Tensor:
+        z = (logits > 0).to(logits.dtype)
+        return z if self.scale == 1 else z * self.scale
+
+    def open_probability(self, logits: Tensor) -> Tensor:
+        return (logits > 0).to(logits.dtype)
+
+    def begin(self, sparse: Sparsified) -> None:
+        """Called once, when the gates have been put on a model."""
+
+    def follow(self, sparse: Sparsified) -> None:
+        """Called after each optimizer step: closes what is to be closed by now."""
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
