@@ -253,6 +253,21 @@ def test_the_closed_form_is_the_plain_ops(
             torch.testing.assert_close(found, wanted, rtol=near, atol=near * float(1 + wanted.abs().max()))
 
 
+def test_cost_of_weights_in_closed_form() -> None:
+    torch.manual_seed(0)
+    sparse = zg.sparsify(zg.models.lenet5(), torch.randn(2, 1, 28, 28), unit="weight")
+    cost = sparse.cost_model
+    for p in (torch.rand(cost.units), (torch.rand(cost.units) < 0.3).float()):
+        p.requires_grad_()
+        for over in ("params", "macs", "params"):
+            found, wanted = cost.priced(p, over, 1e-3), CostModel.priced(cost, p, over, 1e-3)
+            torch.testing.assert_close(found, wanted)
+            for a, b in zip(*(torch.autograd.grad(x, p) for x in (found, wanted)), strict=True):
+                torch.testing.assert_close(a, b)
+    assert cost.expected(p).params.item() == cost.exact(p > 0).params
+    assert torch.func.grad(lambda p: cost.priced(p, "macs"))(p.detach()).shape == p.shape
+
+
 def test_macs_are_per_example() -> None:
     one = zg.sparsify(Residual(), torch.randn(1, 2, 5, 5)).dense_cost
     five = zg.sparsify(Residual(), torch.randn(5, 2, 5, 5)).dense_cost

@@ -21,7 +21,7 @@ from zerogate.errors import ZerogateError
 from zerogate.fused import plain_only
 from zerogate.groups import Axis, Structure
 from zerogate.listening import listening
-from zerogate.priced import Priced, Tables, tables
+from zerogate.priced import Priced, Tables, Weighed, tables
 from zerogate.products import Products, padded
 
 
@@ -322,6 +322,20 @@ class WeightCost(CostModel):
         self._sizes = [s.stop - s.start for s in slices.values()]
         self.units = sum(self._sizes)
         self._macs = list(macs.values())
+        self._weights: dict[tuple[str, float, torch.device], Tensor] = {}
+
+    def priced(self, p: Tensor, over: str, price: float = 1.0) -> Tensor:
+        if plain_only() or p.is_meta or not self._sizes:
+            return super().priced(p, over, price)
+        key = over, price, p.device
+        if key not in self._weights:
+            each = [1.0] * len(self._sizes) if over == "params" else self._macs
+            with torch.inference_mode(False):
+                weights = torch.tensor([price * x for x in each], dtype=torch.float64, device=p.device)
+            self._weights = {key: weights}
+        fixed = self._fixed_params if over == "params" else self._fixed_macs
+        found: Tensor = Weighed.apply(p, self._sizes, self._weights[key], price * fixed)
+        return found
 
     def formula(self, p: Tensor) -> Cost:
         parts = p.split(self._sizes) if self._sizes else ()

@@ -205,8 +205,8 @@ class Priced(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, torch.autograd.grad(ctx.plain(p), p, grads[0], create_graph=True)[0], None, None
         g = y * grads[0]  # half the gradient of n
-        of_v = g * s
-        of_dead = _summed(_others(g * v, s, alive, t.paths[1]), t.from_paths)
+        of_v, of_s = torch._foreach_mul([g, g], [s, v])
+        of_dead = _summed(_others(of_s, s, alive, t.paths[1]), t.from_paths)
         both = None  # of c and of a
         for i in reversed(range(t.rounds)):
             pair, factors, dead = kept[3 * i : 3 * i + 3]
@@ -224,3 +224,19 @@ class Priced(torch.autograd.Function):
         of_entries = _others(of_first, first, entries, t.first[1])
         of_p = _summed(torch.cat([of_entries, of_v]), t.to_units).to(p.dtype)
         return None, None, None, of_p, None if extra is None else 2 * of_v, None
+
+
+class Weighed(torch.autograd.Function):
+    """fixed + Σ of every part of p, of these lengths, times its weight, float64 [parts]: 0-dim of p's type, for p ≥ 0."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, lengths: Sequence[int], weights: Tensor, fixed: float) -> Tensor:
+        ctx.kind, ctx.lengths, ctx.weights = p.dtype, lengths, weights
+        sums = torch._foreach_norm(p.split(lengths), 1, dtype=torch.float64)
+        return torch.dot(torch.stack(sums), weights).add_(fixed).to(p.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        of_parts = (ctx.weights * grads[0]).to(ctx.kind).unbind()
+        of_p = torch.cat([x.expand(n) for x, n in zip(of_parts, ctx.lengths, strict=True)])
+        return of_p, None, None, None
