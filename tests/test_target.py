@@ -33,7 +33,7 @@ class Plain(CostModel):
         self.costs, self.fixed = torch.tensor(costs), fixed
         self.dense = self.exact(torch.ones(len(costs), dtype=torch.bool))
 
-    def expected(self, p: Tensor) -> Cost:
+    def formula(self, p: Tensor) -> Cost:
         total = self.fixed + (p.double() * self.costs).sum()
         return Cost(total, 2 * total)
 

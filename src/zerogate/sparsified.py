@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -125,11 +125,8 @@ class Sparsified(nn.Module):
         """The objective's term, a 0-dim tensor to add to the task's loss; 0 for gates that do not learn."""
         if not self.gate.learns:
             return self.logits.new_zeros(())
-        known = self._gating.take_open()
         self._held = self.logits.detach().clone() if self.settled else None
-        if isinstance(self.objective, Target) and type(self.gate).movable_probability is not Gate.movable_probability:
-            return self.objective(self.gate.movable_probability(self.logits), self.cost_model)
-        return self.objective(self.gate.likely(self.logits, known, self._gating.sparing), self.cost_model)
+        return self.objective(self._gating.likely(isinstance(self.objective, Target)), self.cost_model)
 
     def step(self) -> None:
         """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
@@ -309,12 +306,9 @@ class Sparsified(nn.Module):
         """Names of the weights that gates lie on."""
         return self._gating.names
 
-    def masked_weights(
-        self, z: Tensor, weights: Sequence[Tensor], again: Callable[[], Tensor] | None = None
-    ) -> list[Tensor]:
-        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]; ``again`` computes z
-        once more for the backward pass, which then does not keep it."""
-        return self._gating.masked_weights(z, weights, again)
+    def masked_weights(self, z: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]."""
+        return self._gating.masked_weights(z, weights)
 
     # attaching
 

@@ -106,7 +106,7 @@ class Target(nn.Module):
     def _left(self, p: Tensor, cost: CostModel) -> Tensor:
         if self.over == "gates":
             return p.mean().float()
-        return (getattr(cost.expected(p), self.over) / getattr(cost.dense, self.over)).float()
+        return cost.priced(p, self.over, 1 / getattr(cost.dense, self.over)).float()
 
     @torch.no_grad()
     def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> bool:
