@@ -97,9 +97,9 @@ class Gating:
         ``movable``: with a gradient that moves every gate."""
         known, self._open = self._open, None
         gate, logits = self.sparse.gate, self.sparse.logits
-        if movable and type(gate).movable_probability is not Gate.movable_probability:
-            return gate.movable_probability(logits)
         p, again = known[:2] if known is not None and known[2] == self._versions() else (None, None)
+        if movable and type(gate).movable_probability is not Gate.movable_probability:
+            return gate.movable_probability(logits, p)
         return gate.likely(logits, p, self.sparing, again)
 
     def _versions(self) -> list[int]:

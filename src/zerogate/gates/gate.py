@@ -44,9 +44,9 @@ class Gate(nn.Module, ABC):
     def open_probability(self, logits: Tensor) -> Tensor:
         """P(z ≠ 0), or its soft stand-in, [units] in [0, 1]; differentiable."""
 
-    def movable_probability(self, logits: Tensor) -> Tensor:
+    def movable_probability(self, logits: Tensor, value: Tensor | None = None) -> Tensor:
         """`open_probability` with a gradient that moves every gate, also those that are all but decided: what a `Target`
-        pushes on."""
+        pushes on. ``value``: its values, where they are known."""
         return self.open_probability(logits)
 
     def step(self) -> None:
@@ -135,12 +135,31 @@ def probability(
     return Elementwise.apply(logits, value, () if sparing else (value,), backward, lambda logits, *_: compute(logits))
 
 
-def movable(x: Tensor, slope: Tensor | float, p: Tensor) -> Tensor:
-    """p = σ(slope · x) with the gradient of a sigmoid no steeper than the spread of x allows: at slope · x = 20 its own is
-    0 in float32."""
-    spread = x.detach().abs().mean().clamp(min=torch.finfo(x.dtype).tiny)
-    soft = torch.sigmoid(torch.clamp(2 / spread, max=slope) * x)
-    return soft + (p - soft).detach()
+def movable(logits: Tensor, shift: float, slope: Tensor | float, value: Tensor) -> Tensor:
+    """σ(slope · (logits − shift)), which is known to be ``value``, with the gradient of a sigmoid no steeper than the spread
+    of the logits allows: at slope · x = 20 its own is 0 in float32."""
+
+    def gentler(logits: Tensor) -> tuple[Tensor, Tensor]:
+        x = logits - shift if shift else logits
+        steepest = x.detach().norm(1).reciprocal() * (2 * len(x))  # 2 over the mean of |x|
+        k = torch.clamp(steepest, max=slope)
+        return k, torch.sigmoid(k * x)
+
+    def plain(logits: Tensor, *_: Tensor) -> Tensor:
+        soft = gentler(logits)[1]
+        return soft + (value - soft).detach()
+
+    if plain_only():
+        return plain(logits)
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return value
+
+    def backward(grad: Tensor, logits: Tensor, *_: Tensor) -> Tensor:
+        k, soft = gentler(logits)
+        return torch.ops.aten.sigmoid_backward(grad, soft).mul_(k)
+
+    saved = (logits.detach(), slope) if isinstance(slope, Tensor) else (logits.detach(),)
+    return Elementwise.apply(logits, value, saved, backward, plain)
 
 
 def unchanged(*tensors: Tensor) -> Callable[[], None]:

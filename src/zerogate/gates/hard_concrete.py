@@ -70,9 +70,9 @@ class HardConcrete(Gate):
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits - self.temperature * math.log(-self.low / self.high))
 
-    def movable_probability(self, logits: Tensor) -> Tensor:
-        shifted = logits - self.temperature * math.log(-self.low / self.high)
-        return movable(shifted, 1.0, self.open_probability(logits))
+    def movable_probability(self, logits: Tensor, value: Tensor | None = None) -> Tensor:
+        value = self.open_probability(logits.detach()) if value is None else value
+        return movable(logits, self.temperature * math.log(-self.low / self.high), 1.0, value)
 
     def drawn(
         self, logits: Tensor, sparing: bool, examples: int | None = None

@@ -103,8 +103,9 @@ class SoftMask(Gate):
 
         return probability(logits, value, sparing, self.open_probability, backward, again)
 
-    def movable_probability(self, logits: Tensor) -> Tensor:
-        return movable(logits, self.temperature, self.open_probability(logits))
+    def movable_probability(self, logits: Tensor, value: Tensor | None = None) -> Tensor:
+        value = self.open_probability(logits.detach()) if value is None else value
+        return movable(logits, 0.0, self.temperature, value)
 
     def restarted(self, logits: Tensor, initial: Tensor, reset: Reset) -> Tensor:
         """min(β·s, s₀), the paper's rule, or with ``reset="code"`` min(s, s₀)."""
