@@ -92,7 +92,7 @@ SETTINGS = (
         "CIFAR-10, ResNet-20, weights",
         "SoftMask",
         ("experiment=resnet20_cs", "data.limit=1600", "data.batch_size=32", "trainer.max_epochs=5",
-         "scheduler.milestones=[3,4]", "gate_lr=null"),
+         "scheduler.milestones=[3,4]", "gate_lr=10"),
         shares=(0.1, 0.3, 0.5),
         seeds=1,
         weights=(1.0, 10.0),
@@ -261,7 +261,8 @@ def page(record: dict[str, Any]) -> str:
         "",
         "What was asked for, what is left, and the accuracy; beside it that of penalties whose λ was bisected to the same",
         "budget. Means ± standard deviations over the seeds; accuracies are those of the compacted networks on the test",
-        "images, and *n* is the number of seeds. Drawn from [budgets.json](../benchmarks/results/budgets.json) by",
+        "images, *n* is the number of seeds of the target, and every seed of either has its own figure of what is left;",
+        "cells are empty where no penalty has been run. Drawn from [budgets.json](../benchmarks/results/budgets.json) by",
         "`python benchmarks/budgets.py --render`; the benchmark's own text says how it is run.",
     ]
     for setting in SETTINGS:
@@ -290,7 +291,6 @@ def _line(row: dict[str, Any], penalties: list[dict[str, Any]]) -> str:
         runs = [p for p in penalties if (p["setting"], p["over"], p["seed"]) == (row["setting"], row["over"], seed)]
         found = nearest(runs, row["target"])
         beside += [] if found is None else [found]
-    complete = len(beside) == len(row["seeds"])
     left = ", ".join(f"{100 * x:.1f}" for x in row["reached"])
     changed = ", ".join(str(n) for n in row["projected"])
     cells = [
@@ -299,8 +299,8 @@ def _line(row: dict[str, Any], penalties: list[dict[str, Any]]) -> str:
         left,
         f"{changed} of {row['units']:,}",
         _mean(row["test_accuracy"]),
-        ", ".join(f"{100 * run['density']:.1f}" for run in beside) if complete else "",
-        _mean([run["test_accuracy"] for run in beside]) if complete else "",
+        ", ".join(f"{100 * run['density']:.1f}" for run in beside) if beside else "",
+        _mean([run["test_accuracy"] for run in beside]) if beside else "",
     ]
     return f"| {' | '.join(cells)} |"
 

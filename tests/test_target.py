@@ -364,12 +364,13 @@ def test_gate_and_target_tell_each_other_how_long_the_run_is() -> None:
 
 
 def test_gates_have_time_to_move() -> None:
-    """At a hundred times the weights' rate, in short runs at more: with Adam, 30 over the whole run."""
+    """At a hundred times the weights' rate, thirty for soft masks; in short runs at more: with Adam, 30 over the run."""
 
     def rate(lr: float, steps: int | None) -> float:
         objective = None if steps is None else zg.Target(params=0.5, steps=steps)
         return zg.sparsify(mlp(), torch.randn(2, 6), objective=objective).param_groups(lr)[1]["lr"]
 
+    assert zg.sparsify(mlp(), torch.randn(2, 6), gate=zg.SoftMask()).param_groups(1e-3)[1]["lr"] == pytest.approx(0.03)
     assert rate(1e-3, None) == pytest.approx(0.1)
     assert rate(1e-3, 100) == pytest.approx(0.3)
     assert rate(1e-3, 10_000) == pytest.approx(0.1)

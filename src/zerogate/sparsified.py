@@ -109,15 +109,16 @@ class Sparsified(nn.Module):
         """Parameter groups for an optimizer: the model's weights, and the gates with a learning rate of their own and no
         weight decay. Gates that do not learn have no group.
 
-        ``gate_lr`` defaults to 100 · lr, since at the weights' own rate gates hardly move; and to no less than 30 / steps
-        where a `Target` knows the steps of the run, so that with Adam there is time for gates to open and to close."""
+        ``gate_lr`` defaults to r · lr, with r = 100 for `HardConcrete` and 30 for `SoftMask`, since at the weights' own
+        rate gates hardly move; and to no less than 0.3 r / steps where a `Target` knows the steps of the run, so that with
+        Adam there is time for gates to open and to close."""
         weights = [p for p in self.model.parameters() if p.requires_grad]
         groups = [{"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}]
         if self.gate.learns:
             if gate_lr is None:
                 self._share_steps()
                 steps = self.objective.steps if isinstance(self.objective, Target) else None
-                gate_lr = max(100 * lr, 30 / steps if steps else 0.0)
+                gate_lr = self.gate.rate * max(lr, 0.3 / steps if steps else 0.0)
             groups.append({"name": "gates", "params": [self.logits], "lr": gate_lr, "weight_decay": 0.0})
         return groups
 

@@ -23,10 +23,12 @@ class Gate(nn.Module, ABC):
     Attributes:
         learns: whether logits get gradients.
         scale: what a wholly open gate multiplies by.
+        rate: learning rate of the logits, in multiples of that of the weights, where none is given.
     """
 
     learns = True
     scale = 1.0
+    rate = 100.0
 
     @abstractmethod
     def initial_logits(self, units: int) -> Tensor:

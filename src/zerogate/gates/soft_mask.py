@@ -33,6 +33,7 @@ class SoftMask(Gate):
     Raises `ZerogateError` for values outside these ranges.
     """
 
+    rate = 30.0
     temperature: Tensor
 
     def __init__(self, initial_value: float = 0.0, final_temperature: float = 200.0, steps: int | None = None) -> None:
