@@ -158,13 +158,12 @@ class Trained:
         """MiB that autograd keeps."""
         own, found = {p.untyped_storage().data_ptr() for p in self.parameters}, {}
 
-        def pack(x: torch.Tensor) -> torch.Tensor:
+        def pack(x: torch.Tensor) -> None:  # the tensor itself would be held by the node that holds it
             storage = x.untyped_storage()
             if storage.data_ptr() not in own:
                 found[storage.data_ptr()] = storage  # held: an address is not used twice
-            return x
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):  # no backward pass follows
             loss = F.cross_entropy(self.model(self.x), self.y)
             if self.sparse is not None:
                 loss = loss + self.sparse.loss()
