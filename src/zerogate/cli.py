@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-_EXTRAS = ("datasets", "hydra", "omegaconf", "pytorch_lightning", "rich", "safetensors", "sklearn", "tensorboard",
-           "torchmetrics")  # fmt: skip
+_EXTRAS = ("datasets", "hydra", "matplotlib", "omegaconf", "pytorch_lightning", "rich", "safetensors", "sklearn",
+           "tensorboard", "torchmetrics")  # fmt: skip
 
 
 def _fail(message: str, error: BaseException) -> int:
@@ -166,10 +166,12 @@ def _compare(overrides: list[str]) -> int:
     from zerogate.comparing import compare
 
     try:
-        print(compare(config)["table"])
+        result = compare(config)
     except StoppedError as stop:
         print(f"stopped by {stop}; continue with: zerogate compare resume={stop.run}", flush=True)
         return 128 + stop.signum
+    print(result["table"])
+    print(f"wrote {result['folder']}/table.md, table.csv, plot.svg and compare.json")
     return 0
 
 

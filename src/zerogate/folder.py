@@ -97,7 +97,7 @@ class Run:
         self.save_config(config)
         for path in old:
             path.unlink()
-        for folder in {path.parent for path in old} - {self.folder}:
+        for folder in sorted({path.parent for path in old} - {self.folder}, key=lambda f: len(f.parts), reverse=True):
             if not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -196,9 +196,10 @@ class Classifier(pl.LightningModule):
         """Put the search, and the gates if they do not learn any more, where they were."""
         if self.search is not None:
             self.search.load_progress(checkpoint.get("search", {}))
-        elif self.sparse is not None and checkpoint.get("search", {}).get("scale") is not None:
-            if self.sparse.gate.learns:  # a ticket, to be evaluated
-                self.sparse.harden()
+            return
+        hard = checkpoint.get("search", {}).get("scale") is not None
+        if hard and self.sparse is not None and self.sparse.gate.learns:  # a ticket, to be evaluated
+            self.sparse.harden()
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""

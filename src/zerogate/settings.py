@@ -48,6 +48,8 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
     try:
         with hydra.initialize_config_module("zerogate.configs", version_base="1.3"):
             config = hydra.compose(_ROOTS[command], overrides=list(overrides))
+            if command == "tickets" and (own := _only(config)):
+                config = hydra.compose(_ROOTS[command], overrides=[*own, *overrides])
         OmegaConf.resolve(config)
         with open_dict(config):
             config.overrides = list(overrides)
@@ -61,6 +63,13 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
         raise ConfigError("this experiment is a search for tickets; write `zerogate tickets` in place of train")
     check(config)
     return config
+
+
+def _only(config: DictConfig) -> list[str]:
+    """The values that are for this kind of ticket alone."""
+    only: Any = OmegaConf.select(config, "search.only")
+    own: Any = only.get(config.search.kind) if OmegaConf.is_dict(only) else None
+    return [str(text) for text in own] if OmegaConf.is_list(own) else []
 
 
 def command_of(config: DictConfig) -> Command:
@@ -177,6 +186,10 @@ _SEARCH_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "search.final_length": (_optional(_time(1)), _LENGTH),
     "search.rewind": (_time(0), "a time such as 2ep, 1500it or 2ep100it"),
     "search.rewind_optimizer": (_flag, "true or false"),
+    "search.only": (
+        lambda value: OmegaConf.is_dict(value) and all(map(_list_of(_text), value.values())),
+        "lists of values by kind, such as {l0: [gate_lr=0.5]}",
+    ),
     "search.reset": (lambda value: value in ("paper", "code"), "paper or code"),
     "trainer.max_steps": (
         lambda value: value is None,
@@ -189,7 +202,6 @@ _COMPARE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compare.seeds": (_whole(1), "a whole number of at least 1"),
     "compare.workers": (_optional(_whole(1)), "a whole number of at least 1, or null"),
     "compare.equal": (lambda value: value in ("search", "final"), "search or final"),
-    "compare.only": (OmegaConf.is_dict, "lists of values by kind, such as {l0: [gate_lr=0.5]}"),
     "search.density": (lambda value: value is None, "null in a comparison; give compare.densities=[0.5,0.2]"),
 }
 
