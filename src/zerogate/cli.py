@@ -27,8 +27,8 @@ zerogate: learn which parts of a network are exactly zero, then remove them
   zerogate compact RUN [which=best|last]      write a gated run's network without its closed parts
   zerogate --help | --version
 
-A RUN is the output folder of `zerogate train` or of `zerogate tickets`, or a stage in it. eval and compact take values of the run's configuration, such as
-data.path=DIR where the data have moved.
+A RUN is the output folder of `zerogate train` or of `zerogate tickets`, or a stage in it. eval and compact take values
+of the run's configuration, such as data.path=DIR where the data have moved.
 """
 
 EXAMPLES = {

@@ -205,6 +205,8 @@ def at_once(folder: Run, searches: Sequence[_Search], workers: int) -> _Finished
     """
     asked: list[int] = []
     previous = {}
+    waiting: dict[Any, _Search] = {}
+    others = set(multiprocessing.active_children())
     if threading.current_thread() is threading.main_thread():
         previous = {
             s: signal.signal(s, lambda signum, _: asked.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)
@@ -223,8 +225,9 @@ def at_once(folder: Run, searches: Sequence[_Search], workers: int) -> _Finished
                 "compare.workers=1"
             ) from error
     finally:
-        for process in multiprocessing.active_children():
-            process.terminate()  # as SIGTERM: a search under way saves where it is
+        if waiting:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # as SIGTERM: a search under way saves where it is
         pool.shutdown(cancel_futures=True)
         for signum, handler in previous.items():
             signal.signal(signum, handler)

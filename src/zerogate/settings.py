@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -69,7 +70,7 @@ def _only(config: DictConfig) -> list[str]:
     """The values that are for this kind of ticket alone."""
     only: Any = OmegaConf.select(config, "search.only")
     own: Any = only.get(config.search.kind) if OmegaConf.is_dict(only) else None
-    return [str(text) for text in own] if OmegaConf.is_list(own) else []
+    return [f"{key}={json.dumps(value)}" for key, value in leaves(own).items()] if OmegaConf.is_dict(own) else []
 
 
 def command_of(config: DictConfig) -> Command:
@@ -187,8 +188,8 @@ _SEARCH_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "search.rewind": (_time(0), "a time such as 2ep, 1500it or 2ep100it"),
     "search.rewind_optimizer": (_flag, "true or false"),
     "search.only": (
-        lambda value: OmegaConf.is_dict(value) and all(map(_list_of(_text), value.values())),
-        "lists of values by kind, such as {l0: [gate_lr=0.5]}",
+        lambda value: OmegaConf.is_dict(value) and all(map(OmegaConf.is_dict, value.values())),
+        "keys of the configuration by kind; +search.only.l0.gate_lr=0.5 is one",
     ),
     "search.reset": (lambda value: value in ("paper", "code"), "paper or code"),
     "trainer.max_steps": (
