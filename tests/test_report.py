@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,8 +117,29 @@ def test_single_weights() -> None:
     assert (found["out"].status, found["out"].reason) == ("refused", "excluded")
     assert found["lstm"].status == "refused" and found["lstm"].reason
     assert [(g.name, g.kind, g.units) for g in report.groups] == [("hidden.weight", "weight", (nonzero, 24))]
-    assert str(report).splitlines()[-1].startswith(f"weights {nonzero} of 24")
-    assert "made by" not in shown(report)
+    totals, about = str(report).splitlines()[-2:]
+    assert totals.startswith(f"weights {nonzero} of 24")
+    assert about == (
+        f"unstructured zeros shrink the file, its tensors to {report.file_bytes[0]:,} bytes from "
+        f"{report.file_bytes[1]:,}, and not the time of dense kernels"
+    )
+    assert report.markdown().splitlines()[-3:] == [totals, "", about]
+    assert "made by" not in shown(report) and shown(report, 200).splitlines()[-1].strip() == about
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.3, 1.0])
+def test_bytes_in_a_file_are_those_that_are_written(tmp_path: Path, share: float) -> None:
+    model = Lambda(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Linear(40, 60), b=nn.Linear(60, 3)).double()
+    sparse = closed(model, torch.randn(2, 40, dtype=torch.float64), share=False, unit="weight")
+    with torch.no_grad():
+        sparse.logits[torch.rand(len(sparse.logits)) >= share] = -8.0
+    zg.save(sparse.compact(), tmp_path / "x")
+    whole = (tmp_path / "x").read_bytes()
+    data = len(whole) - 8 - int.from_bytes(whole[:8], "little")
+    dense = 8 * (40 * 60 + 60 + 60 * 3 + 3)
+    assert sparse.report().file_bytes == (data, dense)
+    assert data < dense * (share + 0.1) if share < 1 else data == dense
+    assert closed(Residual(), torch.randn(2, 2, 5, 5)).report().file_bytes is None
 
 
 def test_a_dict_is_plain_json() -> None:
@@ -129,7 +151,7 @@ def test_a_dict_is_plain_json() -> None:
         report = sparse.report()
         found = report.as_dict()
         assert json.loads(json.dumps(found)) == found
-        assert set(found) == {"rows", "params", "macs", "unit", "units", "groups", "keep_class", "target"}
+        assert set(found) == {"rows", "params", "macs", "unit", "units", "groups", "keep_class", "target", "file_bytes"}
         assert found["params"] == list(report.params) and type(found["macs"][0]) is int
         assert len(found["rows"]) == len(report.rows) and len(found["groups"]) == len(report.groups)
         assert found["rows"][0]["params"] == list(report.rows[0].params)

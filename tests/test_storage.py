@@ -501,9 +501,13 @@ def test_files_that_are_refused(small: nn.Module, tmp_path: Path) -> None:
         path, closed(plain | {"__metadata__": {"zerogate": "[" * 100_000}}, data), "not one that zerogate.save wrote"
     )
     for old in ({"version": 1, "dense": "x", "keep": []}, {"version": None, "keep": []}):
-        says = "not one that" if old["version"] is None else "an earlier zerogate \\(file version 1, this one reads 2"
+        says = (
+            "not one that"
+            if old["version"] is None
+            else "an earlier zerogate \\(file version 1, this one reads 2 and 3"
+        )
         refused(path, closed(plain | {"__metadata__": {"zerogate": json.dumps(old)}}, data), says)
-    later = header["__metadata__"]["zerogate"].replace('"version": 2', '"version": 3')
+    later = header["__metadata__"]["zerogate"].replace('"version": 2', '"version": 4')
     refused(path, closed(plain | {"__metadata__": {"zerogate": later}}, data), "a later zerogate")
     changed = header["__metadata__"]["zerogate"].replace('"torch": "', '"torch": "9')
     refused(path, closed(plain | {"__metadata__": {"zerogate": changed}}, data), "damaged or was changed")

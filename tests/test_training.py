@@ -173,6 +173,9 @@ def test_the_files_of_a_gated_run(whole):
     assert result["density_params"] == float(rows[-1]["density_params"]) == result["params"] / result["dense_params"]
     assert result["sparsity_macs"] == 1 - result["density_macs"]
     assert result["compaction_error"] <= 1e-10
+    assert result["file_bytes"] == (run / "compact.safetensors").stat().st_size
+    dense = zg.models.convnet(in_channels=1, width=4).state_dict().values()
+    assert result["dense_bytes"] == sum(x.numel() * x.element_size() for x in dense)
     assert (result["seed"], result["lambda"], result["unit"]) == (0, 1e-8, "weight")
     assert sum(group["units"] for group in result["groups"]) <= result["dense_params"]
     assert result["command"].startswith("zerogate train experiment=digits_cs ")

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from zerogate.errors import ZerogateError
 from zerogate.plans import Plan, apply_plan
-from zerogate.tensors import copy_with, named_tensors
+from zerogate.tensors import copy_with, named_tensors, overwrite_masked
 
 if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
@@ -138,9 +138,7 @@ def carry_average(ema: nn.Module, sparse: Sparsified, plan: Plan, small: nn.Modu
     z = sparse.gate.mask(sparse.logits.detach())
     weights = [new.get_parameter(name) for name in sparse.gated_names]
     with torch.no_grad():
-        masked = sparse.masked_weights(z, [weight.to(z.device) for weight in weights])
-        for weight, value in zip(weights, masked, strict=True):
-            weight.copy_(value)
+        overwrite_masked(weights, sparse.masked_weights(z, [weight.to(z.device) for weight in weights]))
     new = apply_plan(new, plan)
     if network is ema and type(new) is not type(ema):
         raise ZerogateError(

@@ -207,7 +207,7 @@ def _compact(arguments: list[str]) -> int:
     written = compact(run, which, overrides)
     _print_report(written["report"])
     print(f"differs from the gated network by {written['compaction_error']:.1e} of the largest output (float64)")
-    print(f"wrote {written['path']}")
+    print(f"wrote {written['path']}: {written['file_bytes']:,} bytes; dense tensors take {written['dense_bytes']:,}")
     return 0
 
 

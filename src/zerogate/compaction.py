@@ -20,7 +20,7 @@ from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan, apply_plan, make_plan
 from zerogate.precision import InDouble
 from zerogate.target import Target
-from zerogate.tensors import deep_copy, named_tensors
+from zerogate.tensors import deep_copy, named_tensors, overwrite_masked
 from zerogate.unregistered import replace, unregistered
 
 if TYPE_CHECKING:
@@ -30,14 +30,6 @@ TOLERANCE = 1e-10
 """Largest difference from the gated model that compaction accepts, relative to the largest output, in float64."""
 COARSE = 1e-4
 """The same for a model that does not run in float64, in its own precision."""
-
-
-def fold(model: nn.Module, masked: dict[str, Tensor]) -> None:
-    """Overwrites weights with masked ones, in place."""
-    first = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in masked.items():
-            first[name].copy_(value)
 
 
 def compact(
@@ -133,9 +125,8 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
                     replace(twin, path, tensor.double())
     for p in twin.parameters():
         p.grad = None
-    weights = {name: twin.get_parameter(name) for name in sparse.gated_names}
-    masked = sparse.masked_weights(sparse.gate.mask(sparse.logits.detach()), [*weights.values()])
-    fold(twin, dict(zip(weights, masked, strict=True)))
+    weights = [twin.get_parameter(name) for name in sparse.gated_names]
+    overwrite_masked(weights, sparse.masked_weights(sparse.gate.mask(sparse.logits.detach()), weights))
     return twin
 
 

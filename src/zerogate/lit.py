@@ -77,7 +77,7 @@ class Classifier(pl.LightningModule):
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes a learning-rate scheduler, stepped once an epoch, from the optimizer; or None.
         gate_scheduler: the same for the gates alone; None where they follow that of the weights.
-        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for 30 · lr.
+        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for the default of `param_groups`.
         num_classes: number of classes.
         seed: the run's.
 
@@ -180,10 +180,10 @@ class Classifier(pl.LightningModule):
         elif self.sparse is not None:
             self.sparse.step()
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Behind the last step: close and open what the target, or the end of a round, asks for."""
         if self.search is not None:
-            self.search.settle()
+            self.search.prune()
         elif self.sparse is not None:
             self.sparse.project()
 

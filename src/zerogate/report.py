@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zerogate.encodings import header_bytes, smallest
 from zerogate.target import Target
-from zerogate.tensors import owner_of
+from zerogate.tensors import owner_of, tensor_bytes
 
 if TYPE_CHECKING:
     from zerogate.groups import Axis, Call, Structure
@@ -73,6 +74,10 @@ class Report:
     """Whether `Sparsified.compact` returns a module of the model's class, or a graph module."""
     target: TargetRow | None = None
     """None where the objective is no `Target`."""
+    file_bytes: tuple[int, int] | None = None
+    """With ``unit="weight"``, bytes that all parameters and buffers take in a file: as `zerogate.save` writes what
+    compaction returns, and dense. The file's header comes on top of both; zeros that no gate has made do not count.
+    None for other units."""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as values that JSON has: lists, where the attributes are tuples."""
@@ -101,16 +106,28 @@ class Report:
                 end += f", {self.target.projected:,} {gates} changed by projection"
         return f"{units} {share(*self.units)}, parameters {share(*self.params)}, MACs {share(*self.macs)}{end}"
 
+    def _last(self) -> list[str]:
+        """The totals, and where nothing gets a new shape, what that is good for."""
+        if self.file_bytes is None:
+            return [self._totals()]
+        left, dense = self.file_bytes
+        return [
+            self._totals(),
+            f"unstructured zeros shrink the file, its tensors to {left:,} bytes from {dense:,}, and not the time of "
+            "dense kernels",
+        ]
+
     def __str__(self) -> str:
         cells = self._cells()
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join([*lines, self._totals()])
+        return "\n".join([*lines, *self._last()])
 
     def markdown(self) -> str:
         head, *body = ([cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in self._cells())
         lines = [f"| {' | '.join(row)} |" for row in body]
-        return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines, "", self._totals()])
+        last = [text for line in self._last() for text in ("", line)]
+        return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines, *last])
 
     def __rich__(self) -> Any:
         """For ``rich.print(report)``: both tables, coloured by status."""
@@ -136,7 +153,7 @@ class Report:
             ]
             styles = [_COLOURS["shrunk" if g.units[0] < g.units[1] else "kept"] for g in self.groups]
             parts.append(table(("group", "kind", "units", "made by", "read by"), list(cells), styles))
-        return Group(*parts, Text(self._totals(), style="bold"))
+        return Group(*parts, *(Text(line, style="bold") for line in self._last()))
 
 
 def make_report(sparse: Sparsified) -> Report:
@@ -206,7 +223,18 @@ def make_report(sparse: Sparsified) -> Report:
         tuple(groups),
         sparse.keep_class,
         target_row(sparse),
+        None if by_channel else _file_bytes(sparse, {name: left(name)[0] for name in gated}),
     )
+
+
+def _file_bytes(sparse: Sparsified, nonzeros: dict[str, int]) -> tuple[int, int]:
+    """See `Report.file_bytes`; ``nonzeros``: of each gated weight."""
+    dense = left = tensor_bytes(sparse.model)
+    for name, count in nonzeros.items():
+        p = sparse.model.get_parameter(name)
+        _, size = smallest(p.numel(), count, p.element_size(), header_bytes(name))
+        left -= p.numel() * p.element_size() - size
+    return left, dense
 
 
 def target_row(sparse: Sparsified) -> TargetRow | None:

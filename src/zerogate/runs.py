@@ -32,6 +32,7 @@ from zerogate.plan_files import describe_plan
 from zerogate.plans import Plan
 from zerogate.report import target_row
 from zerogate.settings import compose
+from zerogate.tensors import tensor_bytes
 
 __all__ = ["Run", "compact", "compose", "evaluate_run", "train"]
 
@@ -286,7 +287,7 @@ def write_compacted(module: Classifier, path: Path) -> dict[str, Any]:
         if getattr(plain, "zerogate_plan", None) is None:
             plain.zerogate_plan = describe_plan(Plan(), plain, plain) | {"difference": 0.0}  # type: ignore[assignment]
         zerogate.save(plain, path, overwrite=True)
-        return {"groups": [], "compaction_error": 0.0}
+        return {"groups": [], "compaction_error": 0.0, **_bytes(path, module)}
     module.model.eval()  # the mode in which the network will be used
     small = sparse.compact()
     kept = sparse.kept()
@@ -296,7 +297,13 @@ def write_compacted(module: Classifier, path: Path) -> dict[str, Any]:
         "groups": groups,
         "compaction_error": small.zerogate_plan["difference"],  # in float64, what `compact` has checked
         "compaction_rounding": sparse.difference(small),  # of the file, whose folded weights are rounded
+        **_bytes(path, module),
     }
+
+
+def _bytes(path: Path, module: Classifier) -> dict[str, int]:
+    """Of the file that was written, header and all, and of the dense network's parameters and buffers."""
+    return {"file_bytes": path.stat().st_size, "dense_bytes": tensor_bytes(module.model)}
 
 
 def _restore(run: Run, which: str, overrides: Sequence[str]) -> tuple[Classifier, ImageDataModule]:
@@ -346,8 +353,8 @@ def compact(folder: str | Path, which: str = "last", overrides: Sequence[str] = 
     """Compact a run's network and write it beside its checkpoint; without gates it is written as it is.
 
     Returns:
-        `path`, `groups` (kept of units), `compaction_error`, `params`, `macs`, and `report`, a `Report` or, without
-        gates, a line of text.
+        `path`, `groups` (kept of units), `compaction_error`, `file_bytes` and `dense_bytes` (of the file, and of the
+        dense network's tensors), `params`, `macs`, and `report`, a `Report` or, without gates, a line of text.
 
     Raises:
         ZerogateError: as `evaluate_run`.

@@ -20,23 +20,34 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zerogate.encodings import pack, unpack
 from zerogate.errors import CheckpointError, ZerogateError, first_line
-from zerogate.files import write
+from zerogate.files import safetensors, write
 from zerogate.plan_files import PLAN_KEYS, PLAN_VERSION, first_difference, layout, read_step, short
 from zerogate.plans import apply_plan
 from zerogate.tensors import copy_with, modules_by_name, named_tensors, owner_of, put, tied_names, transient_buffers
 from zerogate.unregistered import can_be_stored, replace, unregistered
 
 _KEY = "zerogate"
+_ENCODED_VERSION = PLAN_VERSION + 1
+"""Of files with encoded tensors, which an earlier zerogate would not understand; all others are of `PLAN_VERSION`."""
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _SEALED = re.compile(r'\{"sha256": "([0-9a-f]{64})", "plan": (.*)\}', re.DOTALL)
 """The header's text: the hash is that of the plan's own text, and of all tensors."""
 
 
-def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False, sparse: bool = True) -> None:
     """Writes a module that `Sparsified.compact` returned: all its parameters and buffers, trainable or not, and modes.
 
     Tensors that a module holds without having registered them are written too, where they can be told by name.
+
+    Args:
+        small: the module.
+        path: the file.
+        overwrite: whether it may replace one that exists.
+        sparse: whether a parameter or buffer of many zeros is written without them, as a bitmask or by indices,
+            where that makes the file smaller; `load` gives back the same bits. False: every tensor as it is, under its
+            name, for readers of safetensors that know nothing of zerogate.
 
     Raises `ZerogateError` for another module, for one that was rebuilt since, for a path that exists (unless
     ``overwrite``) and for one that cannot be written; a file is never left half written.
@@ -59,12 +70,16 @@ def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
             f"this {type(small).__name__} is not as compact() returned it: modules or shapes have changed since, and "
             "load could not make it again; save it first, or save its state_dict"
         )
+    if not isinstance(sparse, bool):
+        raise ZerogateError(
+            f"sparse is True (zeros are left out where that makes the file smaller) or False, got {sparse!r}"
+        )
     path = Path(path)
     if os.path.isdir(path):
         raise ZerogateError(f"{path} is a folder; give the path of a file in it")
     if os.path.exists(path) and not overwrite:
         raise ZerogateError(f"{path} exists; choose another path or pass overwrite=True")
-    content = _serialised(small, plan)
+    content = _serialised(small, plan, sparse)
     try:
         write(path, content)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
@@ -109,7 +124,7 @@ def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> n
 # writing
 
 
-def _serialised(small: nn.Module, plan: dict[str, Any]) -> bytes:
+def _serialised(small: nn.Module, plan: dict[str, Any], sparse: bool) -> bytes:
     registered = dict(named_tensors(small))
     names = {id(tensor): name for name, tensor in registered.items()}
     tensors = dict(registered)
@@ -124,20 +139,23 @@ def _serialised(small: nn.Module, plan: dict[str, Any]) -> bytes:
     for name, module in modules_by_name(small).items():
         if not name or module.training != small.get_submodule(owner_of(name)).training:
             modes[name] = module.training
+    transient = transient_buffers(small)
     header = {key: plan[key] for key in PLAN_KEYS if key in plan} | {
         "modes": modes,
         "frozen": [name for name, p in small.named_parameters() if not p.requires_grad],
-        "transient": sorted(transient_buffers(small)),
+        "transient": sorted(transient),
         "unregistered": plain,
         "channels_last": [name for name, tensor in registered.items() if _channels_last(tensor)],
         "torch": torch.__version__,
         "zerogate": _version(),
     }
-    text = json.dumps(header)
     try:
-        stored = _apart(tensors)
+        stored, encoded = pack(_apart(tensors), [name for name in registered if sparse and name not in transient])
+        if encoded:
+            header |= {"version": _ENCODED_VERSION, "encoded": encoded}
+        text = json.dumps(header)
         sealed = f'{{"sha256": "{_digest(text, stored)}", "plan": {text}}}'
-        return _safetensors().torch.save(stored, metadata={_KEY: sealed})
+        return safetensors().torch.save(stored, metadata={_KEY: sealed})
     except ZerogateError:
         raise
     except Exception as error:  # sparse, quantised, on the meta device, a dtype that the format lacks
@@ -181,14 +199,6 @@ def _version() -> str:
         return "unknown"
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise ZerogateError("save and load need safetensors; pip install safetensors") from error
-    return safetensors
-
-
 # reading
 
 
@@ -197,7 +207,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
     if os.path.isdir(path):
         raise CheckpointError(f"{path} cannot be read as a compacted network: it is a folder; give a file in it")
     try:
-        with _safetensors().safe_open(path, framework="pt") as file:
+        with safetensors().safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY, "")
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not the file's pages
     except ZerogateError:
@@ -212,11 +222,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
     written = header.get("version") if isinstance(header, dict) else None
     if type(written) is not int:
         raise CheckpointError(f"{path} is a safetensors file, but not one that zerogate.save wrote, or it is damaged")
-    if written != PLAN_VERSION:
+    if not PLAN_VERSION <= written <= _ENCODED_VERSION:
         way_out = "update zerogate" if written > PLAN_VERSION else "compact the network again and save it with this one"
         raise CheckpointError(
             f"{path} was written by {'a later' if written > PLAN_VERSION else 'an earlier'} zerogate (file version "
-            f"{written:.6g}, this one reads {PLAN_VERSION}); {way_out}"
+            f"{written:.6g}, this one reads {PLAN_VERSION} and {_ENCODED_VERSION}); {way_out}"
         )
     if sealed is None or sealed[1] != _digest(sealed[2], tensors):
         raise CheckpointError(f"{path} is damaged or was changed: its contents do not match the hash in it")
@@ -278,7 +288,8 @@ def _restored(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tenso
     for name, module in modules_by_name(model).items():
         parent = model.get_submodule(owner_of(name))
         module.training = bool(modes.get(name, parent.training))  # not train(): a class may have its own
-    model.zerogate_plan = {key: header[key] for key in PLAN_KEYS if key in header}  # type: ignore[assignment]
+    plan = {key: header[key] for key in PLAN_KEYS if key in header} | {"version": PLAN_VERSION}
+    model.zerogate_plan = plan  # type: ignore[assignment]
     return model
 
 
@@ -288,6 +299,8 @@ def _fill(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor]) 
     )
     expected, all_names = dict(named_tensors(model)), tied_names(model)
     lasting = expected.keys() - transient_buffers(model)
+    if header["version"] == _ENCODED_VERSION:
+        tensors = unpack(tensors, _field(header, "encoded", dict), {name: expected[name].shape for name in lasting})
     promised = {name for name in tensors if not name.startswith("unregistered:")} - transient
     wrong = sorted(lasting ^ promised)
     wrong += [n for n in sorted(lasting & promised) if expected[n].shape != tensors[n].shape]

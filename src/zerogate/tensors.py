@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,20 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield (f"{prefix}.{name}" if prefix else name), tensor
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Of all parameters and buffers, those that are tied once."""
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(model))
+
+
+def overwrite_masked(weights: Iterable[Tensor], masked: Iterable[Tensor]) -> None:
+    """Copies weights times their gates into the weights, zeros as +0: a negative weight times 0 is −0.0, and files leave
+    out +0 alone."""
+    with torch.no_grad():
+        for weight, value in zip(weights, masked, strict=True):
+            weight.copy_(value)
+            weight.masked_fill_(weight == 0, 0)
 
 
 def tied_names(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from zerogate.encodings import packed, unpacked
 from zerogate.errors import CheckpointError, ZerogateError, first_line
 from zerogate.files import safetensors, write
 
@@ -174,9 +175,9 @@ class Mask(Mapping[str, Tensor]):
         if path.exists() and (path.is_dir() or not overwrite):
             raise ZerogateError(f"{path} exists; choose another path or pass overwrite=True")
         header = {"version": _VERSION, "shapes": {name: list(t.shape) for name, t in self._tensors.items()}}
-        packed = {name: pack(t) for name, t in self._tensors.items()}
+        bits = {name: packed(t.flatten()) for name, t in self._tensors.items()}
         try:
-            write(path, safetensors().torch.save(packed, metadata={_KEY: json.dumps(header)}))
+            write(path, safetensors().torch.save(bits, metadata={_KEY: json.dumps(header)}))
         except OSError as error:
             raise ZerogateError(f"cannot write {path}: {error.strerror or error}; give a folder with space") from error
 
@@ -188,7 +189,7 @@ class Mask(Mapping[str, Tensor]):
         try:
             with safetensors().safe_open(os.fspath(path), "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
-                packed = {name: file.get_tensor(name) for name in header["shapes"]}
+                bits = {name: file.get_tensor(name) for name in header["shapes"]}
                 shapes = {name: torch.Size(shape) for name, shape in header["shapes"].items()}
         except ZerogateError:
             raise
@@ -201,9 +202,9 @@ class Mask(Mapping[str, Tensor]):
             )
         tensors = {}
         for name, shape in shapes.items():
-            if packed[name].dtype != torch.uint8 or packed[name].shape != (-(-shape.numel() // 8),):
+            if bits[name].dtype != torch.uint8 or bits[name].shape != (-(-shape.numel() // 8),):
                 raise CheckpointError(f"{path} is damaged: {name} of shape {tuple(shape)} is not whole")
-            tensors[name] = unpack(packed[name], shape.numel()).view(shape)
+            tensors[name] = unpacked(bits[name])[: shape.numel()].view(shape)
         return cls(tensors)
 
 
@@ -232,15 +233,3 @@ class Held:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-def pack(bits: Tensor) -> Tensor:
-    """Bools, eight to a byte, the first the lowest bit, uint8 [⌈n / 8⌉]."""
-    flat = bits.flatten()
-    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8).to(torch.uint8)
-    return (flat << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def unpack(packed: Tensor, count: int) -> Tensor:
-    """The first `count` bools of what `pack` gave, [count]."""
-    return (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[:count].bool()
