@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -139,17 +140,25 @@ def density(config: DictConfig) -> float | None:
 
 
 def make_gate(config: DictConfig) -> Any:
-    """The gate, told of `search.density` where it is one that takes a density.
+    """The gate, told of `search.density` where it is one that takes a density. An experiment's keys are for its own
+    gate: one that replaces it goes without those that it does not know.
 
     Raises:
-        ConfigError: it cannot be made, or needs a density and is given none, or two.
+        ConfigError: it cannot be made, or is given two densities.
     """
-    if "density" not in config.gate:
-        return instantiate("gate", config.gate)
-    wanted = density(config)
-    if wanted is not None and config.gate.density is not None:
-        raise ConfigError(f"search.density={wanted} and gate.density={config.gate.density} are two; give one of them")
-    return instantiate("gate", config.gate, **({} if wanted is None else {"density": wanted}))
+    node, wanted = config.gate, density(config)
+    given = {text.lstrip("+").partition("=")[0] for text in config.get("overrides") or ()}
+    known: Mapping[str, inspect.Parameter] = {}
+    with suppress(Exception):  # instantiate says what is wrong with it
+        known = inspect.signature(hydra.utils.get_object(node._target_)).parameters
+    strange = {key for key in node if key not in known and f"gate.{key}" not in given and not str(key).startswith("_")}
+    if known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        node = OmegaConf.create({key: value for key, value in node.items() if key not in strange})
+    if "density" not in node:
+        return instantiate("gate", node)
+    if wanted is not None and node.density is not None:
+        raise ConfigError(f"search.density={wanted} and gate.density={node.density} are two; give one of them")
+    return instantiate("gate", node, **({} if wanted is None else {"density": wanted}))
 
 
 def make_objective(config: DictConfig) -> Any:

@@ -74,7 +74,7 @@ class RunFiles(Callback):
         """End the run where its last step lies inside an epoch, with what its target asks for."""
         if trainer.global_step >= self.total_steps and not trainer.should_stop:
             trainer.should_stop = True  # validates first, unlike Lightning's own max_steps
-            pl_module.settle()
+            pl_module.finish()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Count the epoch and save."""

@@ -180,10 +180,10 @@ class Classifier(pl.LightningModule):
         elif self.sparse is not None:
             self.sparse.step()
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Behind the last step: close and open what the target, or the end of a round, asks for."""
         if self.search is not None:
-            self.search.settle()
+            self.search.prune()
         elif self.sparse is not None:
             self.sparse.project()
 

@@ -165,7 +165,7 @@ class TicketSearch:
         if self.number <= self.rounds:
             self._begin()
 
-    def settle(self) -> None:
+    def prune(self) -> None:
         """Behind the last step of a round, closes what is not in the mask that the round has found, so that the network
         can be evaluated with it. `advance` does it, if it is not done already."""
         gate, sparse = self.sparse.gate, self.sparse
@@ -177,7 +177,7 @@ class TicketSearch:
             project(sparse, margin=MARGIN)
 
     def _end_round(self) -> None:
-        self.settle()
+        self.prune()
         gate, sparse = self.sparse.gate, self.sparse
         self._mask = Mask.of(sparse)
         self.history.append(self._mask.density)
