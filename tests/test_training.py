@@ -155,6 +155,12 @@ def test_more_epochs_go_on_from_the_end(tmp_path):
     assert main(["train", f"resume={long}", "trainer.max_epochs=1"]) == 2
 
 
+def test_a_schedule_that_follows_the_run_is_not_lengthened(capsys, whole):
+    assert main(["train", f"resume={whole('hard_concrete')}", "trainer.max_epochs=4"]) == 2
+    assert "learning rates follow the 3 epochs" in capsys.readouterr().err
+    assert OmegaConf.load(whole("hard_concrete") / "config.yaml").trainer.max_epochs == 3
+
+
 def test_the_files_of_a_gated_run(whole):
     run = whole("soft_mask")
     rows = table(run)
