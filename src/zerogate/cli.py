@@ -25,6 +25,7 @@ zerogate: learn which parts of a network are exactly zero, then remove them
   zerogate compare [KEY=VALUE ...]            tickets of several kinds, densities and seeds in one table; so has this
   zerogate eval RUN [which=best|last] [...]   validation and test accuracy of a run's deployed network
   zerogate compact RUN [which=best|last]      write a gated run's network without its closed parts
+  zerogate bench TABLE [KEY=VALUE ...]        tables of results: run what one lacks, then render; has a --help of its own
   zerogate --help | --version
 
 A RUN is the output folder of `zerogate train` or of `zerogate tickets`, or a stage in it. eval and compact take values
@@ -106,10 +107,16 @@ def _dispatch(arguments: list[str]) -> int:
         "compare": _compare,
         "eval": _eval,
         "compact": _compact,
+        "bench": _bench,
     }
     command, rest = arguments[0], arguments[1:]
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; choose one of {', '.join(commands)}, or --help")
+    if command == "bench" and (not rest or any(argument in ("-h", "--help") for argument in rest)):
+        from zerogate.bench.command import help_text
+
+        print(help_text(), end="")
+        return 0
     if any(argument in ("-h", "--help") for argument in rest):
         print("\n".join(_keys_help(command)) if command in EXAMPLES else HELP)
         return 0
@@ -209,6 +216,12 @@ def _compact(arguments: list[str]) -> int:
     print(f"differs from the gated network by {written['compaction_error']:.1e} of the largest output (float64)")
     print(f"wrote {written['path']}: {written['file_bytes']:,} bytes; dense tensors take {written['dense_bytes']:,}")
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from zerogate.bench.command import bench
+
+    return bench(arguments)
 
 
 def _print_report(report: Any) -> None:

@@ -1,0 +1,1 @@
+"""Tables of results: `zerogate bench TABLE` trains what a table lacks, records every run in a file, and renders."""

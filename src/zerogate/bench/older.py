@@ -1,0 +1,141 @@
+"""Results that other programs in benchmarks/ have written, brought into the form of a table; the files stay as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zerogate.bench.columns import Value
+from zerogate.bench.definitions import Table
+from zerogate.bench.rendering import Line, Rendered, Section
+from zerogate.errors import ZerogateError
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ZerogateError(
+            f"{path} cannot be read ({error}); restore it, or write it anew as its table says"
+        ) from error
+    if not isinstance(content, dict):
+        raise ZerogateError(f"{path} holds no result; restore it, or write it anew as its table says")
+    return content
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"`{record['command']}`, on {record['device']}, commit {record['commit']}; {versions}."
+
+
+def render(table: Table, folder: Path) -> Rendered:
+    """The table that `table.source` names, from the files in `folder`.
+
+    Raises:
+        ZerogateError: a file that is missing or damaged.
+    """
+    sections, notes = _SOURCES[table.source["form"]](table, folder)
+    return Rendered(table.name, table.title, sections, [*table.notes, *notes], table.command)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+
+
+def _repeats(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+    """Files of benchmarks/repeat.py, a row each."""
+    heads = [("data", "data, network"), ("gates", "gates"), ("test_accuracy", "test accuracy %"),
+             ("params_removed", "parameters removed %"), ("macs_removed", "MACs removed %")]  # fmt: skip
+    lines, origins = [], []
+    for entry in table.source["rows"]:
+        record = _read(folder, entry["file"])
+        figures = record["figures"]
+
+        def values(name: str, figures: Mapping[str, Any] = figures) -> tuple[float, ...]:
+            return tuple(100 * value for value in figures[name]["values"]) if name in figures else ()
+
+        cells = {
+            "data": Value(text=entry["data"]),
+            "gates": Value(text=entry["gates"]),
+            "test_accuracy": Value(values("test_accuracy"), 2),
+            "params_removed": Value(values("sparsity_params"), 1),
+            "macs_removed": Value(values("sparsity_macs"), 1),
+        }
+        lines.append(Line(entry["file"], f"`{entry['file']}`", cells, record["n"]))
+        origins.append(f"`{entry['file']}`: `{record['command']}`; {record['device']}, commit {record['commit']}, "
+                       f"torch {record['versions']['torch']}.")  # fmt: skip
+    return [Section("", heads, lines)], origins
+
+
+def _overhead(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+    """The file of benchmarks/overhead.py: a section for every measure."""
+    record = _read(folder, table.source["file"])
+    sections = []
+    for measure in dict.fromkeys(row["measure"] for row in record["rows"]):
+        rows = [row for row in record["rows"] if row["measure"] == measure]
+        key, head = ("ratio", "gated / dense") if any("ratio" in row for row in rows) else ("more", "gated − dense")
+        heads = [(name, name) for name in ("network", "batch", "dense", "gated")]
+        heads += [(key, head), ("spread", "quartiles")]
+        lines = []
+        for row in rows:
+            given = [name for name in ("network", "batch", "dense", "gated", key) if row.get(name) is not None]
+            cells = {name: Value(text=_number(row[name])) for name in given if name != key}
+            cells[key] = Value(text=f"{row[key]:.{3 if key == 'ratio' else 2}f}")
+            if "lower quartile" in row:
+                cells["spread"] = Value(text=f"{row['lower quartile']:.3f} to {row['upper quartile']:.3f}")
+            goal = ""
+            if row.get("goal") is not None:
+                goal = f"≤ {row['goal']:g}: {'met' if row[key] <= row['goal'] else 'missed'}"
+            place = f"{measure}/{row['network']}/{row['gates']}/{row['batch']}"
+            lines.append(Line(place, row["gates"], cells, row.get("n", 0), goal))
+        shown = [pair for pair in heads if any(str(line.cells.get(pair[0], "")) for line in lines)]
+        meaning = record.get("meanings", {}).get(measure)
+        meaning = ", ".join(meaning) if isinstance(meaning, list) else meaning
+        sections.append(Section(measure, shown, lines, [f"{measure}: {meaning}."] if meaning else []))
+    return sections, [_origin(record)]
+
+
+_SUMMARY = {
+    "models": "architectures",
+    "gated": "with gates",
+    "exact": "compacted within 1e-10 of the gated network, in float64",
+    "median_weight_share": "median share of convolution and linear weights within reach",
+    "weight_share_at_least_90_percent": "with at least 90 % of convolution and linear weights within reach",
+    "median_seconds": "median seconds to attach gates",
+    "max_seconds": "most seconds",
+    "torch_pruning_enumerates": "of which Torch-Pruning lists groups too",
+    "share_below_torch_pruning": "of these, Torch-Pruning reaches more",
+    "median_ratio_of_seconds": "Torch-Pruning's seconds / ours, median",
+}
+
+
+def _zoo(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+    """The file of benchmarks/zoo.py: a summary, and a row for every architecture."""
+    record = _read(folder, table.source["file"])
+    summary = record["summary"]
+    lines = [Line(key, _SUMMARY.get(key, key.replace("_", " ")), {"value": Value(text=_number(value))})
+             for key, value in summary.items()]  # fmt: skip
+    total = Section("", [("value", "number")], lines)
+    heads = [("source", "library"), ("params", "parameters"), ("weight_share", "weights within reach %"),
+             ("error", "fp64 error"), ("seconds", "seconds"), ("tp_seconds", "Torch-Pruning, seconds"),
+             ("tp_weight_share", "Torch-Pruning, weights %")]  # fmt: skip
+    lines = []
+    for row in record["rows"]:
+        cells = {"source": Value(text=row["source"])}
+        for name, form in (("params", "{:,}"), ("error", "{:.0e}"), ("seconds", "{:.2f}"), ("tp_seconds", "{:.2f}")):
+            cells[name] = Value(text="" if row.get(name) is None else form.format(row[name]))
+        for name in ("weight_share", "tp_weight_share"):
+            cells[name] = Value(text="" if row.get(name) is None else f"{100 * row[name]:.1f}")
+        lines.append(Line(row["name"], row["name"], cells))
+    notes = [record["note"]] if record.get("note") else []
+    return [total, Section("Every architecture", heads, lines)], [*notes, _origin(record)]
+
+
+_SOURCES: dict[str, Callable[[Table, Path], tuple[list[Section], list[str]]]] = {
+    "repeats": _repeats,
+    "overhead": _overhead,
+    "zoo": _zoo,
+}
