@@ -19,13 +19,15 @@ from torch import nn
 
 import zerogate as zg
 from support import close_randomly
-from zerogate.bench import columns, definitions, page, rendering
+from zerogate import settings
+from zerogate.bench import carrying, columns, definitions, page, rendering
 from zerogate.bench.command import bench, options
 from zerogate.bench.networks import built_like, widths
 from zerogate.bench.queue import Queue
 from zerogate.bench.records import FORMAT, Records, sealed
 from zerogate.cli import main
 from zerogate.errors import ConfigError, ZerogateError
+from zerogate.folder import Run
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -294,6 +296,16 @@ def test_a_stopped_table_goes_on_where_it_was(tmp_path: Path) -> None:
     (other,) = Records(tmp_path / "whole/records").find("tiny").records
     assert record["curve"] == other["curve"] and record["digest"] == other["digest"]
     assert record["figures"]["test_accuracy"] == other["figures"]["test_accuracy"]
+
+
+def test_a_run_goes_on_with_data_that_lie_elsewhere(tmp_path: Path) -> None:
+    begun = carrying._configured(tmp_path, ["data=mnist", "seed=3"], ["data.path=/here"])
+    assert (begun.output, begun.seed) == (str(tmp_path), 3)
+    run = Run(tmp_path)
+    run.begin(begun)
+    going_on = carrying._configured(tmp_path, ["data=mnist", "seed=3"], ["data.path=/there"])
+    config = settings.resumed(going_on, run.folder, settings.load(run.config))
+    assert (config.data.name, config.data.path, config.seed) == ("mnist", "/there", 3)
 
 
 def test_a_run_that_fails_is_said_and_what_needs_it_is_left_out(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_experiment_makes_its_model_gate_and_schedule(experiment):
     if config.gate._target_ is not None:
         assert isinstance(building.instantiate("gate", config.gate), (zg.HardConcrete, zg.SoftMask))
         assert building.instantiate("objective", config.objective).weight == config.objective.weight > 0
-        assert config.gate_lr >= config.optimizer.lr  # gates that share the weights' rate hardly move
+        assert (
+            config.gate_lr is None or config.gate_lr >= config.optimizer.lr
+        )  # gates that share the weights' rate hardly move
     optimizer = building.instantiate("optimizer", config.optimizer)([{"params": model.parameters()}])
     if config.scheduler._target_ is not None:
         building.make_scheduler(config, "scheduler")(optimizer)

@@ -26,8 +26,8 @@ SMALL = [
     "search.final_length=2", "search.rewind=3it", "trainer.progress=none",
 ]  # fmt: skip
 RECIPES = {
-    "cs": ["search.density=0.3", "search.rewind_optimizer=true", "gate_scheduler=cosine"],
-    "imp": ["ticket=imp", "search.density=0.3", "sparsify.unit=channel"],
+    "cs": ["search.rounds=2", "search.density=0.3", "search.rewind_optimizer=true", "gate_scheduler=cosine"],
+    "imp": ["ticket=imp", "search.rounds=2", "search.density=0.3", "sparsify.unit=channel"],
     "gradual": ["ticket=gradual", "search.density=0.2", "trainer.accumulate_grad_batches=2"],
     "small_dense": ["ticket=small_dense", "search.density=0.2"],
 }

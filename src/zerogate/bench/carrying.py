@@ -52,23 +52,24 @@ def carry_out(task: Task) -> Done:
     return _KINDS[task.kind](task)
 
 
-def _go_on(folder: Path, overrides: Sequence[str], extra: Sequence[str]) -> list[str]:
-    if Run(folder).config.is_file():
-        return [f"resume={folder}", *extra]
-    return [*overrides, *extra, f"output={folder}"]
+def _configured(folder: Path, overrides: Sequence[str], extra: Sequence[str], kind: str = "train") -> Any:
+    """The configuration of a run that begins, or goes on where one in that folder stopped."""
+    extra = [*extra, "trainer.progress=plain"]
+    if not Run(folder).config.is_file():
+        return definitions.compose(kind, [*overrides, *extra, f"output={folder}"])
+    config = definitions.compose(kind, [f"resume={folder}"])
+    config.overrides = [*config.overrides, *extra]  # keys of the run's own data, which `resume` alone does not have
+    return config
 
 
 def _train(task: Task) -> Done:
-    quiet = ["trainer.progress=plain"]
-    own = [*task.overrides, f"seed={task.seed}"]
-    result = runs.train(settings.compose(_go_on(task.folder, own, [*task.extra, *quiet])))
+    result = runs.train(_configured(task.folder, [*task.overrides, f"seed={task.seed}"], task.extra))
     run = Run(task.folder)
     return Done(_figures(task, run, result), _curve(run), _config(run))
 
 
 def _tickets(task: Task) -> Done:
-    own = [*task.overrides, f"seed={task.seed}"]
-    config = definitions.compose("tickets", _go_on(task.folder, own, [*task.extra, "trainer.progress=plain"]))
+    config = _configured(task.folder, [*task.overrides, f"seed={task.seed}"], task.extra, "tickets")
     result = importlib.import_module("zerogate.searches").search(config)
     run = Run(task.folder)
     kept = ("remaining", "gated_weights", "remaining_weights", "history", "epochs", "file_bytes", "dense_bytes")
@@ -80,18 +81,17 @@ def _tickets(task: Task) -> Done:
 def _torch_pruning(task: Task) -> Done:
     """Sparse learning for `learn` epochs where the options say so, then pruning, then training as any other run."""
     options, source = task.options, str(task.options["source"])
-    network = str(options["network"])
+    own = [*task.overrides, f"+model.network={options['network']}", f"seed={task.seed}"]
     if options.get("learn"):
         learned = task.folder / "learned"
-        own = [*task.overrides, f"model._target_={pruned.__name__}.learner", f"+model.network={network}",
-               f"init_from={source}", f"seed={task.seed}", f"trainer.max_epochs={options['learn']}"]  # fmt: skip
+        first = [*own, f"model._target_={pruned.__name__}.learner", f"init_from={source}"]
+        first.append(f"trainer.max_epochs={options['learn']}")
         with pruned.sparse_learning(float(options["strength"])):
-            runs.train(settings.compose(_go_on(learned, own, [*task.extra, "trainer.progress=plain"])))
+            runs.train(_configured(learned, first, task.extra))
         source = str(learned)
-    own = [*task.overrides, f"model._target_={pruned.__name__}.pruned", f"+model.network={network}",
-           f"+model.source={source}", f"seed={task.seed}"]  # fmt: skip
+    own += [f"model._target_={pruned.__name__}.pruned", f"+model.source={source}"]
     own += [f"+model.{key}={options[key]}" for key in ("params", "macs") if key in options]
-    result = runs.train(settings.compose(_go_on(task.folder, own, [*task.extra, "trainer.progress=plain"])))
+    result = runs.train(_configured(task.folder, own, task.extra))
     run = Run(task.folder)
     return Done(_figures(task, run, result), _curve(run), _config(run))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import inspect
 from typing import Any
 
 import hydra
@@ -24,8 +24,6 @@ def dense_network(config: Any, num_classes: int, shape: tuple[int, int, int]) ->
     facts["in_features"] = shape[0] * shape[1] * shape[2]
     target = config.model.get("network") or config.model._target_
     factory = hydra.utils.get_object(target)
-    import inspect
-
     taken = inspect.signature(factory).parameters
     own = {str(k): v for k, v in config.model.items() if k in taken and v is not None}
     return factory(**{key: value for key, value in facts.items() if key in taken} | own)
@@ -112,9 +110,3 @@ def narrow(network: str, share: float, num_classes: int = 10, in_channels: int =
     small = make(dense, torch.zeros(2, in_channels, image_size, image_size), share=share)
     init_kaiming(small, mode="fan_in")  # as the dense networks of this library start, which small_dense cannot know
     return small
-
-
-def checkpoint(source: str | Path) -> Path:
-    """The checkpoint of a run folder, or the file itself."""
-    path = Path(source)
-    return Run(path).last if path.is_dir() else path

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from zerogate.bench.networks import checkpoint
 from zerogate.errors import ConfigError
 from zerogate.folder import load_weights
 
@@ -73,7 +72,7 @@ def pruned(source: str, network: str, params: float | None = None, macs: float |
         raise ConfigError(f"model takes params or macs, one of the two, got params={params} and macs={macs}")
     tp = library()
     model: nn.Module = hydra.utils.get_object(network)(num_classes=num_classes, in_channels=in_channels)
-    load_weights(model, checkpoint(source))
+    load_weights(model, source)
     model.eval()
     example = torch.zeros(2, in_channels, image_size, image_size)
 
