@@ -60,6 +60,8 @@ BAD_OVERRIDES = [
     (["seed=-1"], "seed=-1"),
     (["seed=${oc.env:ZEROGATE_NO_SUCH}"], "ZEROGATE_NO_SUCH"),
     (["gate=null"], "gate=null"),
+    (["gate._target_=zerogate.Nope"], "zerogate.Nope"),
+    (["gate=soft_mask", "+gate.droprate_init=0.5"], "droprate_init"),
     (["model._target_=nowhere.Net"], "No module named 'nowhere'"),
     (["model._target_=zerogate.models.nope"], "zerogate.models.nope"),
     (["model._target_=builtins.dict"], "makes a dict"),
@@ -306,6 +308,7 @@ def test_help(capsys):
     keys = leaves(compose([]))
     keys.pop("overrides")
     keys.pop("scheduler._target_")
+    keys.pop("gate_scheduler._target_")
     assert all(f"  {key}=" in out for key in keys)
     assert "unknown command 'tain'" in refusal(capsys, ["tain"])
 

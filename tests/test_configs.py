@@ -28,9 +28,13 @@ def images(name):
     return data.ImageData(name, split, split, split, classes, (0.5,) * channels, (0.25,) * channels)
 
 
+def composed(experiment):
+    return settings.compose([f"experiment={experiment}"], "tickets" if "tickets" in experiment else "train")
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiment_makes_its_model_gate_and_schedule(experiment):
-    config = settings.compose([f"experiment={experiment}"])
+    config = composed(experiment)
     assert config.name == experiment
     model = building.make_model(config, images(config.data.name))
     building.check_model(model, torch.zeros(2, *images(config.data.name).shape), 10)
@@ -38,10 +42,12 @@ def test_experiment_makes_its_model_gate_and_schedule(experiment):
     if config.gate._target_ is not None:
         assert isinstance(building.instantiate("gate", config.gate), (zg.HardConcrete, zg.SoftMask))
         assert building.instantiate("objective", config.objective).weight == config.objective.weight > 0
-        assert config.gate_lr >= config.optimizer.lr  # gates that share the weights' rate hardly move
+        assert (
+            config.gate_lr is None or config.gate_lr >= config.optimizer.lr
+        )  # gates that share the weights' rate hardly move
     optimizer = building.instantiate("optimizer", config.optimizer)([{"params": model.parameters()}])
     if config.scheduler._target_ is not None:
-        building.instantiate("scheduler", config.scheduler)(optimizer)
+        building.make_scheduler(config, "scheduler")(optimizer)
         assert max(config.scheduler.get("milestones", [0])) < config.trainer.max_epochs
 
 
@@ -64,7 +70,47 @@ def test_experiments_carry_the_two_repositories_recipes():
     assert (cs.data.validation, cs.data.stratified, cs.data.augment.crop) == (5000, True, 4)
 
 
-GROUPS = ("model", "data", "gate", "objective", "optimizer", "scheduler", "trainer")
+def test_ticket_experiments_carry_their_protocols():
+    cpu, gpu = composed("resnet20_tickets"), composed("resnet20_tickets_gpu")
+    assert [dict(c.search) | {"only": None} for c in (cpu, gpu)] == [
+        {"kind": "cs", "density": None, "rounds": rounds, "length": length, "final_length": last, "rewind": rewind,
+         "rewind_optimizer": False, "reset": "paper", "only": None}
+        for rounds, length, last, rewind in ((2, 4, 8, "1ep"), (3, 85, 85, "2ep"))
+    ]  # fmt: skip
+    for config in (cpu, gpu):
+        assert (config.optimizer.lr, config.optimizer.nesterov, config.optimizer.weight_decay) == (0.1, True, 1e-4)
+        assert (config.gate_lr, config.data.batch_size, config.sparsify.unit) == (0.1, 128, "weight")
+        assert (config.objective.weight, config.objective.reduce, config.gate.final_temperature) == (1e-8, "sum", 200)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    assert sorted(building.make_scheduler(gpu, "scheduler")(optimizer).milestones) == [56, 71]
+
+
+@pytest.mark.parametrize("ticket", options("ticket"))
+def test_every_kind_of_ticket_composes_over_every_experiment(ticket):
+    gates = {"cs": zg.SoftMask, "l0": zg.HardConcrete, "random": zg.Random, "small_dense": None, "dense": None}
+    for experiment in ("resnet20_cs", "resnet20_tickets", "googlenet_l0"):
+        config = settings.compose([f"experiment={experiment}", f"ticket={ticket}", "search.density=0.2"], "tickets")
+        assert (config.search.kind, config.sparsify.unit) == (ticket, "weight")
+        gate = gates.get(ticket, zg.Magnitude)
+        if gate is None:
+            assert config.gate._target_ is None
+        else:
+            assert type(building.make_gate(config)) is gate
+            assert (config.search.rounds == 0) == (ticket in ("gradual", "oneshot", "random"))
+
+
+def test_values_for_one_kind_alone():
+    only = ["+search.only.imp.gate.scope=layer", "+search.only.imp.search.rounds=3", "search.rewind=0it"]
+    only.append("+search.only.cs={objective: target, optimizer: {lr: 0.5}, scheduler: {milestones: [3, 4]}}")
+    only.append("scheduler=multistep")
+    imp, cs = (settings.compose([*only, f"ticket={kind}"], "tickets") for kind in ("imp", "cs"))
+    assert (imp.gate.scope, imp.search.rounds, imp.search.rewind, cs.search.rounds) == ("layer", 3, "0it", 2)
+    assert cs.objective._target_ == "zerogate.Target"
+    assert (cs.optimizer.lr, cs.scheduler.milestones, imp.scheduler.milestones) == (0.5, [3, 4], [100, 150])
+    assert settings.compose([*only, "ticket=imp", "gate.scope=global"], "tickets").gate.scope == "global"
+
+
+GROUPS = ("model", "data", "gate", "objective", "optimizer", "scheduler", "gate_scheduler", "trainer")
 
 
 @pytest.mark.parametrize(
@@ -98,14 +144,22 @@ def test_experiment_overrides_groups_and_the_command_line_overrides_both():
     assert config.overrides == ["gate=none", "experiment=digits", "optimizer.lr=0.5", "model.width=4"]
 
 
-def test_cosine_ends_with_the_run():
-    assert settings.compose(["scheduler=cosine", "trainer.max_epochs=7"]).scheduler.T_max == 7
+@pytest.mark.parametrize("group", ["scheduler", "gate_scheduler"])
+def test_schedules_follow_the_length_of_the_run(group):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    cosine = settings.compose([f"{group}=cosine", "trainer.max_epochs=7"])
+    assert building.make_scheduler(cosine, group)(optimizer).T_max == 7
+    drops = settings.compose([f"{group}=drops", "trainer.max_epochs=8"])
+    assert sorted(building.make_scheduler(drops, group)(optimizer).milestones) == [5, 6]
 
 
-def test_every_checked_key_exists_and_refuses_nonsense():
-    config = settings.compose([])
-    assert settings._CHECKS.keys() <= settings.leaves(config).keys()
-    for key in settings._CHECKS:
+@pytest.mark.parametrize(("command", "checks"), [
+    ("train", settings._CHECKS), ("tickets", settings._SEARCH_CHECKS), ("compare", settings._COMPARE_CHECKS)
+])  # fmt: skip
+def test_every_checked_key_exists_and_refuses_nonsense(command, checks):
+    config = settings.compose([], command)
+    for key in checks:
+        assert OmegaConf.select(config, key, default="none") != "none"
         wrong = config.copy()
         OmegaConf.update(wrong, key, {"a": 1}, merge=False, force_add=True)
         with pytest.raises(ConfigError, match=key):

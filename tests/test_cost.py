@@ -11,6 +11,7 @@ from torch import nn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, count_macs
+from zerogate.cost import CostModel
 from zerogate.listening import listening
 
 CIFAR = (2, 3, 32, 32)
@@ -209,6 +210,62 @@ def test_gradients_of_costs_on_networks_with_branches(options: dict[str, int]) -
         p = p.double().requires_grad_()
         assert torch.autograd.gradcheck(cost, p)
         assert torch.autograd.gradgradcheck(cost, p)
+
+
+class Deep(nn.Module):
+    """A block in which the longest way between its two ends has four layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(3, 3) for _ in range(4))
+        self.e, self.f, self.g = nn.Linear(3, 2), nn.Linear(8, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu()
+        y = self.b(x).relu()
+        z = self.d(self.c(y).relu() * 2.0).relu()
+        return self.g(self.f(torch.cat([self.e(z), x + 0.0, y + 0.0], -1).relu()).relu())
+
+
+@pytest.mark.parametrize("direct", [200_000, 0], ids=["direct", "in rounds"])
+@pytest.mark.parametrize("options", [{}, {"min_channels": 2, "round_to": 2}])
+@pytest.mark.parametrize("network", [Deep, zg.models.googlenet, zg.models.lenet300])
+def test_the_closed_form_is_the_plain_ops(
+    network: type[nn.Module], options: dict[str, int], direct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, also where many groups are closed and where p is in float32."""
+    monkeypatch.setattr("zerogate.priced.DIRECT", direct)
+    shape = {Deep: (2, 3), zg.models.googlenet: CIFAR, zg.models.lenet300: (2, 1, 28, 28)}[network]
+    sparse = zg.sparsify(network(), torch.randn(shape), **options)  # type: ignore[arg-type]
+    cost = sparse.cost_model
+    for kind, closes in itertools.product((torch.float64, torch.float32), (False, True)):
+        p = torch.rand(cost.units).to(kind)
+        for group in sparse.groups if closes else ():
+            p[group.slice] = p[group.slice].round() if torch.rand(()) < 0.5 else 0.0
+        p.requires_grad_()
+        for over in ("params", "macs"):
+            closed = cost.priced(p, over, 0.5)
+            plain = CostModel.priced(cost, p, over, 0.5)
+            assert closed.dtype == plain.dtype == kind
+            torch.testing.assert_close(closed, plain)
+            found, wanted = (torch.autograd.grad(x, p)[0] for x in (closed, plain))
+            near = 1e-9 if kind == torch.float64 else 1e-6
+            torch.testing.assert_close(found, wanted, rtol=near, atol=near * float(1 + wanted.abs().max()))
+
+
+def test_cost_of_weights_in_closed_form() -> None:
+    torch.manual_seed(0)
+    sparse = zg.sparsify(zg.models.lenet5(), torch.randn(2, 1, 28, 28), unit="weight")
+    cost = sparse.cost_model
+    for p in (torch.rand(cost.units), (torch.rand(cost.units) < 0.3).float()):
+        p.requires_grad_()
+        for over in ("params", "macs", "params"):
+            found, wanted = cost.priced(p, over, 1e-3), CostModel.priced(cost, p, over, 1e-3)
+            torch.testing.assert_close(found, wanted)
+            for a, b in zip(*(torch.autograd.grad(x, p) for x in (found, wanted)), strict=True):
+                torch.testing.assert_close(a, b)
+    assert cost.expected(p).params.item() == cost.exact(p > 0).params
+    assert torch.func.grad(lambda p: cost.priced(p, "macs"))(p.detach()).shape == p.shape
 
 
 def test_macs_are_per_example() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zerogate.settings import compose
+from zerogate.settings import Command, compose
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,10 +23,10 @@ def python_blocks() -> list[tuple[str, str]]:
     return found
 
 
-def train_commands() -> list[str]:
+def commands() -> list[str]:
     found: list[str] = []
     for document in DOCUMENTS:
-        found += re.findall(r"zerogate train [^`|#\n]+", document.read_text())
+        found += re.findall(r"zerogate (?:train|tickets|compare) \w[^`|#\n]*=[^`|#\n]+", document.read_text())
     return [command.strip() for command in dict.fromkeys(found) if "…" not in command and "--help" not in command]
 
 
@@ -40,13 +40,14 @@ def test_python_blocks_run(
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", train_commands())
+@pytest.mark.parametrize("command", commands())
 def test_commands_compose(command: str) -> None:
-    overrides = shlex.split(command)[2:]
-    config = compose(overrides)
+    name: Command
+    _, name, *overrides = shlex.split(command)  # type: ignore[assignment]
+    config = compose(overrides, name)
     for override in overrides:
         key, _, value = override.partition("=")
-        if key not in ("experiment", "gate", "objective") and not value.startswith("["):
+        if key not in ("experiment", "gate", "objective", "ticket") and not value.startswith("["):
             node = config
             for part in key.split("."):
                 node = node[part]
@@ -55,7 +56,7 @@ def test_commands_compose(command: str) -> None:
 
 def test_there_is_something_to_test() -> None:
     assert len(python_blocks()) >= 1
-    assert len(train_commands()) >= 8
+    assert len(commands()) >= 18
 
 
 def test_links_and_experiments_exist() -> None:

@@ -525,7 +525,7 @@ def test_param_groups() -> None:
     assert (gates["lr"], gates["weight_decay"]) == (0.2, 0.0)
     assert gates["params"] == [sparse.logits]
     assert len(weights["params"]) == len(list(sparse.model.parameters()))
-    assert sparse.param_groups(lr=0.01)[1]["lr"] == pytest.approx(0.3)
+    assert sparse.param_groups(lr=0.01)[1]["lr"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerogate as zg
-from random_nets import RandomNetwork
+from random_nets import FAMILIES, RandomNetwork
 from zerogate.cli import main
 from zerogate.cost import Cost, CostModel
 from zerogate.lit import Classifier
@@ -33,7 +33,7 @@ class Plain(CostModel):
         self.costs, self.fixed = torch.tensor(costs), fixed
         self.dense = self.exact(torch.ones(len(costs), dtype=torch.bool))
 
-    def expected(self, p: Tensor) -> Cost:
+    def formula(self, p: Tensor) -> Cost:
         total = self.fixed + (p.double() * self.costs).sum()
         return Cost(total, 2 * total)
 
@@ -67,15 +67,18 @@ def test_the_dual_update_is_its_closed_form() -> None:
         allowed = start + (0.4 - start) * min(1.0, t / 200)
         over = left - allowed
         g = max(0.0, over) + min(0.0, over + 0.01)
-        log += 200 / steps * g
+        log += 400 / steps * g
         log = log if log * g > 0 else 0.0
         target.step(torch.tensor(p), torch.tensor(is_open), cost)
         seen.append(target.multiplier.item())
-        weights.append(math.copysign(math.expm1(abs(log)), log) + 60 * g)
+        weights.append(math.copysign(math.expm1(abs(log)), log) + 120 * g if t < 250 else 0.0)
     assert seen == pytest.approx(weights, abs=1e-3, rel=1e-4)
     assert min(seen) < 0 < max(seen)
-    p = torch.tensor([0.1, 0.9, 0.5])
-    assert target(p, cost).item() == pytest.approx(seen[-1] * (0.3 + 4.5 + 1) / 10, rel=1e-5)
+    assert target.settled  # from step 250 on
+    target.multiplier.fill_(seen[200])
+    assert target(torch.tensor([0.1, 0.9, 0.5]), cost).item() == pytest.approx(
+        seen[200] * (0.3 + 4.5 + 1) / 10, rel=1e-5
+    )
 
 
 def test_the_multiplier_restarts_where_the_constraint_holds() -> None:
@@ -104,14 +107,15 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("goal", "options", "optimizer"),
     [
-        ({"params": 0.2}, {"gate": zg.HardConcrete(0.2)}, "adam"),
-        ({"params": 0.5}, {}, "adam"),
-        ({"macs": 0.3}, {"gate": zg.HardConcrete(0.2)}, "sgd"),
-        ({"params": 0.1}, {"gate": zg.SoftMask(steps=200), "unit": "weight"}, "adam"),
-        ({"macs": 0.9}, {"gate": zg.SoftMask(steps=200), "unit": "weight"}, "sgd"),
+        ({"params": 0.2}, {}, "adam"),
+        ({"params": 0.5}, {"gate": zg.SoftMask()}, "adam"),
+        ({"macs": 0.3}, {}, "sgd"),
+        ({"params": 0.1}, {"gate": zg.SoftMask(), "unit": "weight"}, "adam"),
+        ({"macs": 0.9}, {"gate": zg.SoftMask(), "unit": "weight"}, "sgd"),
+        ({"params": 0.3}, {"unit": "weight"}, "sgd"),
     ],
 )
-def test_budgets_are_reached(goal: dict[str, float], options: dict, optimizer: str) -> None:
+def test_budgets_are_reached_by_defaults(goal: dict[str, float], options: dict, optimizer: str) -> None:
     steps = 200
     torch.manual_seed(0)
     train_x, train_y, x, y = digits()
@@ -126,13 +130,11 @@ def test_budgets_are_reached(goal: dict[str, float], options: dict, optimizer: s
         step.step()
         step.zero_grad()
         sparse.step()
-    before = share(sparse, over)
-    changed = sparse.project()
-    reached = share(sparse, over)
+    assert sparse.project() == 0  # gates have settled, and fit
+    reached, changed = share(sparse, over), sparse.objective.projected
     largest = 1 / 12 if sparse.unit == "channel" else 0.0
     assert wanted - MARGIN - largest < reached <= wanted
-    assert abs(before - wanted) < 0.06 + largest  # training has done it, not the projection
-    assert changed <= 0.08 * len(sparse.logits)
+    assert changed <= 0.1 * len(sparse.logits)  # training has done it, not the projection
     report = sparse.report()
     assert report.target is not None
     assert (report.target.over, report.target.share, report.target.projected) == (over, wanted, changed)
@@ -143,7 +145,36 @@ def test_budgets_are_reached(goal: dict[str, float], options: dict, optimizer: s
         small = sparse.compact()
     with torch.no_grad():
         accuracy = (small.eval()(x).argmax(1) == y).double().mean().item()
-    assert accuracy > (0.8 if wanted > 0.25 else 0.5)  # a network of 12 channels has little to spare
+    assert accuracy > (0.7 if wanted > 0.25 else 0.5)  # a network of 12 channels has little to spare
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_random_networks_reach_their_targets(seed: int) -> None:
+    """Nothing but the target is given, in short runs on noise: at or under, and one more unit would be too much or is not
+    missing."""
+    family, unit = list(FAMILIES)[seed % 3], ("channel", "weight", {"channel", "head"})[seed // 3]
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model, steps = FAMILIES[family](seed), 30
+    x = model.inputs(4, generator)
+    gate = zg.SoftMask() if seed % 2 else zg.HardConcrete()
+    sparse = zg.sparsify(model, x, gate=gate, unit=unit, objective=zg.Target(params=0.99, steps=steps))  # type: ignore[arg-type]
+    assert isinstance(sparse.objective, zg.Target)
+    least = by(sparse, "params", torch.zeros(len(sparse.logits), dtype=torch.bool)) / sparse.dense_cost.params
+    sparse.objective.share = wanted = least + (1 - least) * (0.2 + 0.6 * seed / 8)
+    optimizer = torch.optim.Adam(sparse.param_groups(lr=1e-3))
+    for _ in range(steps):
+        (model(model.inputs(4, generator)).square().mean() + sparse.loss()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sparse.step()
+    logits, is_open = sparse.logits.detach(), sparse.is_open()
+    assert share(sparse) <= wanted
+    if share(sparse) < wanted - MARGIN:
+        more = is_open.clone()
+        more[logits.masked_fill(is_open, -math.inf).argmax()] = True
+        assert by(sparse, "params", more) / sparse.dense_cost.params > wanted
+    assert sparse.project() == 0
 
 
 def test_nothing_is_read_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +255,10 @@ def test_projection_ends_at_most_a_point_or_a_unit_under(seed: int) -> None:
         drawn = torch.randn(len(sparse.logits), generator=generator) * 3
         sparse.logits.copy_(drawn + torch.randn((), generator=generator) * 3)
     before, logits = sparse.is_open(), sparse.logits.detach().clone()
-    order = logits.argsort(descending=True, stable=True)
+    best = torch.stack([g.slice.start + logits[g.slice].argmax() for g in sparse.groups])
+    rank = before.int()
+    rank[best] *= 2  # the last to close: one unit of each group
+    order = torch.tensor(sorted(range(len(logits)), key=lambda i: (-int(rank[i]), -float(logits[i]))))
     number = int(before.sum())
     changed = sparse.project()
     after = sparse.is_open()
@@ -233,7 +267,7 @@ def test_projection_ends_at_most_a_point_or_a_unit_under(seed: int) -> None:
     assert changed == int((before != after).sum()) == sparse.objective.projected
     assert torch.equal(sparse.logits[before == after], logits[before == after])
     n = int(after.sum())
-    assert after[order[:n]].all()  # the most open ones
+    assert after[order[:n]].all()  # the most open ones, and of each group the most open
     assert left <= limit
 
     def cost(n: int) -> int:
@@ -265,18 +299,81 @@ def test_gates_near_the_edge_change_least() -> None:
     assert 0 < new.max() < 1e-3  # open, and all but 0: the network computes what it did
 
 
-def test_gates_are_made_to_fit_once_while_weights_can_follow() -> None:
-    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(params=0.5, steps=12))
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("gate", [zg.HardConcrete(), zg.SoftMask()])
+def test_gates_settle_and_weights_go_on(gate: zg.Gate, optimizer: type) -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), gate=copy.deepcopy(gate), objective=zg.Target(params=0.5, steps=12))
     with torch.no_grad():
         sparse.logits[:] = torch.linspace(-2, 4, len(sparse.logits))
-    fitted = []
-    for _ in range(12):
+    options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    step = optimizer(sparse.param_groups(0.01, gate_lr=0.01), lr=0.01, **options)
+    x, seen = torch.randn(8, 6), []
+    for number in range(12):
+        random = not torch.equal(sparse.model(x), sparse.model(x))
+        assert random == (number < 10 and isinstance(gate, zg.HardConcrete))
+        weights = sparse.model[0].weight.detach().clone()
+        (sparse.model(x).square().mean() + sparse.loss()).backward()
+        step.step()
+        step.zero_grad(set_to_none=False)
         sparse.step()
-        fitted.append(share(sparse) <= 0.5)
-    assert fitted == [False] * 9 + [True] * 3
-    assert sparse.objective.projected is None  # only the last projection is reported
-    edge, logits = -math.log(11), sparse.logits.detach()  # of hard-concrete gates
-    assert logits[logits < edge].min() < edge - 2  # as far beyond it as they were before
+        seen.append((sparse.settled, share(sparse) <= 0.5, sparse.logits.detach().clone()))
+        assert not torch.equal(weights, sparse.model[0].weight)
+    assert [s for s, _, _ in seen] == [False] * 9 + [True] * 3
+    assert all(fits for settled, fits, _ in seen if settled)
+    assert all(torch.equal(logits, seen[-1][2]) for _, _, logits in seen[9:])
+    assert not torch.equal(seen[0][2], seen[1][2])
+    is_open = sparse.is_open()
+    assert (sparse.logits[is_open] >= 0).all()  # what stays is open wholly or nearly so
+    assert sparse.project() == 0
+    assert sparse.objective.projected == sparse.report().target.projected is not None
+    out = sparse.model(x)
+    sparse.model.eval()
+    assert torch.equal(out, sparse.model(x))  # trained with what is deployed
+
+
+def test_a_group_that_closed_wholly_gets_its_likeliest_unit_back() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), objective=zg.Target(params=0.5, steps=1))
+    first, second = (group.slice for group in sparse.groups)
+    with torch.no_grad():
+        sparse.logits[first], sparse.logits[second] = 5.0, -5.0
+        sparse.logits[second][3] = -4.0
+    sparse.step()
+    assert sparse.is_open()[second][3]
+    assert share(sparse) <= 0.5
+
+
+def test_per_example_gates_settle_too() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+    sparse = zg.sparsify(model, torch.randn(2, 6), per_example=True, objective=zg.Target(params=0.6, steps=1))
+    x = torch.randn(5, 6)
+    assert not torch.equal(model(x), model(x))
+    sparse.step()
+    out = model(x)
+    assert torch.equal(out, model(x))
+    model.eval()
+    assert torch.allclose(out, model(x), atol=1e-6)
+
+
+def test_gate_and_target_tell_each_other_how_long_the_run_is() -> None:
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), gate=zg.SoftMask(), objective=zg.Target(params=0.5, steps=70))
+    sparse.step()
+    assert sparse.gate.steps == 70
+    sparse = zg.sparsify(mlp(), torch.randn(2, 6), gate=zg.SoftMask(steps=50), objective=zg.Target(params=0.5))
+    sparse.step()
+    assert sparse.objective.steps == 50
+
+
+def test_gates_have_time_to_move() -> None:
+    """At a hundred times the weights' rate, thirty for soft masks; in short runs at more: with Adam, 30 over the run."""
+
+    def rate(lr: float, steps: int | None) -> float:
+        objective = None if steps is None else zg.Target(params=0.5, steps=steps)
+        return zg.sparsify(mlp(), torch.randn(2, 6), objective=objective).param_groups(lr)[1]["lr"]
+
+    assert zg.sparsify(mlp(), torch.randn(2, 6), gate=zg.SoftMask()).param_groups(1e-3)[1]["lr"] == pytest.approx(0.03)
+    assert rate(1e-3, None) == pytest.approx(0.1)
+    assert rate(1e-3, 100) == pytest.approx(0.3)
+    assert rate(1e-3, 10_000) == pytest.approx(0.1)
 
 
 def test_without_a_target_nothing_is_projected() -> None:

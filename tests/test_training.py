@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 import zerogate as zg
+from run_folders import differences
 from zerogate import building
 from zerogate.callbacks import COLUMNS
 from zerogate.cli import main
@@ -33,6 +34,7 @@ STEPS, EPOCHS = 4, 3
 RECIPES = {
     "hard_concrete": ["experiment=digits", *SMALL, "scheduler=cosine"],
     "soft_mask": ["experiment=digits_cs", *SMALL, "scheduler.milestones=[1,2]"],
+    "apart": ["experiment=digits_cs", *SMALL, "scheduler.milestones=[1,2]", "gate_scheduler=drops"],
     "dense": ["experiment=digits_dense", *SMALL, "trainer.accumulate_grad_batches=3"],
     "per_example": ["experiment=digits", *SMALL, "sparsify.per_example=true", "trainer.max_steps=10"],
 }
@@ -50,34 +52,6 @@ def whole(tmp_path_factory):
         return made[recipe]
 
     return run
-
-
-def flat(value, name=""):
-    """(path, leaf) of everything in nested dicts and lists."""
-    if isinstance(value, (dict, list, tuple)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from flat(inner, f"{name}/{key}")
-    else:
-        yield name, value
-
-
-def differences(first: Path, second: Path) -> list[str]:
-    """Where two runs differ by a bit, timings and the names of their folders excepted."""
-    found = []
-    for name in ("last.ckpt", "best.ckpt"):
-        one, two = (dict(flat(load_checkpoint(run / name))) for run in (first, second))
-        for key in one.keys() | two.keys():
-            a, b = one.get(key), two.get(key)
-            same = torch.equal(a, b) and a.dtype == b.dtype if torch.is_tensor(a) and torch.is_tensor(b) else a == b
-            if not same:
-                found.append(f"{name}{key}")
-    for name in ("metrics.csv", "compact.safetensors"):
-        contents = [(run / name).read_bytes() if (run / name).exists() else None for run in (first, second)]
-        if contents[0] != contents[1]:
-            found.append(name)
-    one, two = (json.loads((run / "result.json").read_text()) for run in (first, second))
-    found += [key for key in one.keys() | two.keys() if one.get(key) != two.get(key)]
-    return sorted(set(found) - {"images_per_second", "command"})
 
 
 def table(run: Path) -> list[dict[str, str]]:
@@ -101,6 +75,7 @@ def test_the_comparison_can_fail(whole, tmp_path):
         ("hard_concrete", [12]),  # the last step of all
         ("soft_mask", [3, 8]),
         ("soft_mask", [5, 6]),
+        ("apart", [2, 9]),
         ("dense", [1, 7, 8]),  # inside an accumulation of gradients
         ("per_example", [2, 6, 8]),
     ],
@@ -180,6 +155,12 @@ def test_more_epochs_go_on_from_the_end(tmp_path):
     assert main(["train", f"resume={long}", "trainer.max_epochs=1"]) == 2
 
 
+def test_a_schedule_that_follows_the_run_is_not_lengthened(capsys, whole):
+    assert main(["train", f"resume={whole('hard_concrete')}", "trainer.max_epochs=4"]) == 2
+    assert "learning rates follow the 3 epochs" in capsys.readouterr().err
+    assert OmegaConf.load(whole("hard_concrete") / "config.yaml").trainer.max_epochs == 3
+
+
 def test_the_files_of_a_gated_run(whole):
     run = whole("soft_mask")
     rows = table(run)
@@ -229,6 +210,12 @@ def test_the_tensorboard_log(whole):
     assert [event.step for event in log.Scalars("train/loss")] == list(range(1, STEPS * EPOCHS + 1))
     for event in log.Histograms(tags["histograms"][0]):
         assert event.histogram_value.min >= 0 and event.histogram_value.max <= 1
+
+
+def test_gates_have_a_schedule_of_their_own(whole):
+    rows = table(whole("apart"))
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.05, 0.005, 0.0005])
+    assert [float(row["gate_lr"]) for row in rows] == pytest.approx([10, 1, 0.1])  # two drops: at epochs 1.98 and 2.52
 
 
 def test_a_run_by_python_learns_and_its_network_is_the_file(tmp_path):

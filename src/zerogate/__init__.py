@@ -25,7 +25,7 @@ from zerogate.schedules import Exponential
 from zerogate.sparsified import Sparsified
 from zerogate.storage import load, save
 from zerogate.target import Target
-from zerogate.tickets import Held, Mask, Stage, TicketSearch
+from zerogate.tickets import Held, Mask, Stage, TicketSearch, small_dense
 from zerogate.times import Time
 
 __all__ = [
@@ -56,5 +56,6 @@ __all__ = [
     "load",
     "models",
     "save",
+    "small_dense",
     "sparsify",
 ]

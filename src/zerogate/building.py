@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import zerogate
-from zerogate import data
+from zerogate import data, settings
 from zerogate.errors import ConfigError, WatchError, ZerogateError
 from zerogate.folder import CheckpointIO, load_weights
 from zerogate.lit import Classifier, ImageDataModule
@@ -132,14 +133,50 @@ def check_model(model: nn.Module, examples: Tensor, num_classes: int) -> None:
         raise ConfigError(f"{name} gives {found} for {list(wanted)} logits; set model.num_classes={num_classes}")
 
 
+def density(config: DictConfig) -> float | None:
+    """The share of the gated units that a search is to leave, None where it does not say."""
+    share: float | None = config.search.density if "search" in config else None
+    return share
+
+
+def make_gate(config: DictConfig) -> Any:
+    """The gate, told of `search.density` where it is one that takes a density. An experiment's keys are for its own
+    gate: one that replaces it goes without those that it does not know.
+
+    Raises:
+        ConfigError: it cannot be made, or is given two densities.
+    """
+    node, wanted = config.gate, density(config)
+    given = {text.lstrip("+").partition("=")[0] for text in config.get("overrides") or ()}
+    known: Mapping[str, inspect.Parameter] = {}
+    with suppress(Exception):  # instantiate says what is wrong with it
+        known = inspect.signature(hydra.utils.get_object(node._target_)).parameters
+    strange = {key for key in node if key not in known and f"gate.{key}" not in given and not str(key).startswith("_")}
+    if known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        node = OmegaConf.create({key: value for key, value in node.items() if key not in strange})
+    if "density" not in node:
+        return instantiate("gate", node)
+    if wanted is not None and node.density is not None:
+        raise ConfigError(f"search.density={wanted} and gate.density={node.density} are two; give one of them")
+    return instantiate("gate", node, **({} if wanted is None else {"density": wanted}))
+
+
 def make_objective(config: DictConfig) -> Any:
-    """What is added to the loss. An experiment's `objective.weight` is for its own objective, not for a target that
-    replaces it.
+    """What is added to the loss: of gates that learn, with `search.density`, a target of that share of them. An
+    experiment's `objective.weight` is for its own objective, not for a target that replaces it.
 
     Raises:
         ConfigError: it cannot be made, or a penalty's keys are given with a target.
     """
     node = config.objective
+    wanted = density(config)
+    if wanted is not None and "density" not in config.gate:
+        for text in config.get("overrides") or ():
+            if text.lstrip("+").startswith(("objective.", "objective=")):
+                raise ConfigError(
+                    f"search.density={wanted} is an objective already; leave out {text}, or search.density"
+                )
+        return zerogate.Target(gates=wanted)
     if node.get("_target_") in ("zerogate.Target", "zerogate.target.Target"):
         penalty = ("weight", "over", "reduce")
         for key in penalty:
@@ -160,28 +197,38 @@ def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.
     model = make_model(config, images)
     if config.init_from:
         load_weights(model, config.init_from)
+    gated = bool(config.gate.get("_target_"))
+    wanted = density(config)
     model.to(device)
+    if wanted is not None and not gated:
+        if config.search.kind == "dense" or config.init_from:
+            given = "ticket=dense has the network as it is" if not config.init_from else "init_from has weights for it"
+            raise ConfigError(f"search.density={wanted} makes a network without gates smaller, and {given}; drop one")
+        model = small(config, model, batches.examples())
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs forget it
     examples = batches.examples()
     check_model(model, examples, images.num_classes)
     sparse = None
-    if config.gate.get("_target_"):
+    if gated:
         sparse = zerogate.sparsify(
             model,
             examples,
-            gate=instantiate("gate", config.gate),
+            gate=make_gate(config),
             unit=config.sparsify.unit,
             objective=make_objective(config),
             per_example=config.sparsify.per_example,
             gate_inputs=config.sparsify.gate_inputs,
-            exclude=None if config.sparsify.exclude is None else list(config.sparsify.exclude),
+            exclude=_excluded(config),
         )
+        if isinstance(sparse.gate, zerogate.Magnitude):
+            sparse.gate.final(sparse)  # raises where nobody says how much is to stay
     classifier = Classifier(
         model,
         sparse,
         optimizer=instantiate("optimizer", config.optimizer),
-        scheduler=instantiate("scheduler", config.scheduler) if config.scheduler.get("_target_") else None,
+        scheduler=make_scheduler(config, "scheduler"),
+        gate_scheduler=make_scheduler(config, "gate_scheduler"),
         lr=config.optimizer.lr,
         gate_lr=config.gate_lr,
         weight_decay=config.optimizer.get("weight_decay") or 0.0,
@@ -195,9 +242,69 @@ def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.
     return classifier.to(device)
 
 
+def _excluded(config: DictConfig) -> list[str] | None:
+    return None if config.sparsify.exclude is None else list(config.sparsify.exclude)
+
+
+def make_scheduler(config: DictConfig, group: str) -> Any:
+    """What makes the schedule of the group `scheduler` or `gate_scheduler` from an optimizer; None where there is none."""
+    node = config.get(group)
+    if node is None or not node.get("_target_"):  # configurations of before gates had their own have none
+        return None
+    epochs = {key: config.trainer.max_epochs for key in settings.LENGTHS if key in node and node[key] is None}
+    return instantiate(group, node, **epochs)
+
+
+def gated_share(config: DictConfig, model: nn.Module, examples: Tensor) -> tuple[int, int, int]:
+    """What a ticket of this configuration would lie on: (gated parameters, parameters that a ticket of
+    `search.density` leaves in all, all parameters)."""
+    sparse = zerogate.sparsify(
+        copy.deepcopy(model),
+        examples,
+        gate=zerogate.Random(density(config) or 1.0),
+        unit=config.sparsify.unit,
+        exclude=_excluded(config),
+    )
+    dense = sparse.dense_cost.params
+    if sparse.unit != "weight":
+        return dense, sparse.cost().params, dense
+    gated = len(sparse.logits)
+    return gated, dense - gated + round((density(config) or 1.0) * gated), dense
+
+
+def small(config: DictConfig, model: nn.Module, examples: Tensor) -> nn.Module:
+    """A network like `model`, with as many parameters as a ticket of `search.density` leaves."""
+    with torch.random.fork_rng(devices=[]):  # the count must not depend on, or change, what is drawn
+        _, left, _ = gated_share(config, model, examples)
+    return zerogate.small_dense(model, examples, params=left)
+
+
+def make_search(config: DictConfig, sparse: Any, batches: ImageDataModule) -> zerogate.TicketSearch:
+    """The search that the node `search` describes.
+
+    Raises:
+        ZerogateError: it cannot be.
+    """
+    wanted = config.search
+    return zerogate.TicketSearch(
+        sparse,
+        rounds=wanted.rounds,
+        length=wanted.length or config.trainer.max_epochs,
+        final_length=wanted.final_length,
+        steps_per_epoch=steps_per_epoch(config, batches),
+        rewind=wanted.rewind,
+        reset=wanted.reset,
+    )
+
+
+def steps_per_epoch(config: DictConfig, batches: ImageDataModule) -> int:
+    """Optimizer steps of an epoch."""
+    return math.ceil(len(batches.train) / config.trainer.accumulate_grad_batches)
+
+
 def total_steps(config: DictConfig, batches: ImageDataModule) -> int:
     """Optimizer steps of the whole run."""
-    steps = math.ceil(len(batches.train) / config.trainer.accumulate_grad_batches) * config.trainer.max_epochs
+    steps = steps_per_epoch(config, batches) * config.trainer.max_epochs
     return min(steps, config.trainer.max_steps or steps)
 
 

@@ -50,10 +50,14 @@ class RunFiles(Callback):
     Networks that meet the target, if there is one, are better than those that do not.
 
     The rows are part of the checkpoints, so that metrics.csv is always the history of the weights beside it.
+
+    Args:
+        run: its folder; total_steps: its optimizer steps.
+        keep_best: whether to write best.ckpt at all. Stages of a search hand on what they end with.
     """
 
-    def __init__(self, run: Run, total_steps: int) -> None:
-        self.run, self.total_steps = run, total_steps
+    def __init__(self, run: Run, total_steps: int, keep_best: bool = True) -> None:
+        self.run, self.total_steps, self.keep_best = run, total_steps, keep_best
         self.rows: list[dict[str, Any]] = []
         self.fits, self.best = False, -1.0
 
@@ -70,8 +74,7 @@ class RunFiles(Callback):
         """End the run where its last step lies inside an epoch, with what its target asks for."""
         if trainer.global_step >= self.total_steps and not trainer.should_stop:
             trainer.should_stop = True  # validates first, unlike Lightning's own max_steps
-            if pl_module.sparse is not None:
-                pl_module.sparse.project()
+            pl_module.finish()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Count the epoch and save."""
@@ -90,7 +93,8 @@ class RunFiles(Callback):
         if (fits, val["accuracy"]) > (self.fits, self.best):
             self.fits, self.best = fits, val["accuracy"]
             # Before last.ckpt: a run killed in between repeats this epoch and writes the same file again.
-            self.save(trainer, module, best=True)
+            if self.keep_best:
+                self.save(trainer, module, best=True)
         self.save(trainer, module)
         self.write_metrics()
 

@@ -1,4 +1,4 @@
-"""The command: `zerogate train`, `zerogate eval`, `zerogate compact`.
+"""The command: `zerogate train`, `tickets`, `compare`, `eval` and `compact`.
 
 Whatever a user can mend is one line on stderr and exit code 2; ZEROGATE_DEBUG=1 shows the traceback as well.
 """
@@ -21,16 +21,19 @@ HELP = """\
 zerogate: learn which parts of a network are exactly zero, then remove them
 
   zerogate train [KEY=VALUE ...]              train; `zerogate train --help` lists groups, keys and experiments
+  zerogate tickets [KEY=VALUE ...]            search for a ticket in rounds, then train it; has a --help of its own
+  zerogate compare [KEY=VALUE ...]            tickets of several kinds, densities and seeds in one table; so has this
   zerogate eval RUN [which=best|last] [...]   validation and test accuracy of a run's deployed network
   zerogate compact RUN [which=best|last]      write a gated run's network without its closed parts
   zerogate bench TABLE [KEY=VALUE ...]        tables of results: run what one lacks, then render; has a --help of its own
   zerogate --help | --version
 
-A RUN is the output folder of `zerogate train`. eval and compact take values of the run's configuration, such as
-data.path=DIR where the data have moved.
+A RUN is the output folder of `zerogate train` or of `zerogate tickets`, or a stage in it. eval and compact take values
+of the run's configuration, such as data.path=DIR where the data have moved.
 """
 
-EXAMPLES = """\
+EXAMPLES = {
+    "train": """\
 Examples
   zerogate train experiment=digits
   zerogate train experiment=googlenet_l0 data.path=DIR objective.weight=0.5
@@ -38,7 +41,22 @@ Examples
   zerogate train experiment=resnet20_cs gate.initial_value=-0.1
   zerogate train model._target_=package.module.Class data=folder data.path=DIR
   zerogate train resume=RUN                   go on with a stopped run, exactly
-"""
+""",
+    "tickets": """\
+Examples
+  zerogate tickets experiment=digits_tickets search.density=0.2
+  zerogate tickets experiment=digits_tickets ticket=imp search.density=0.2 search.rounds=3
+  zerogate tickets experiment=resnet20_tickets gate.initial_value=-0.1 data.path=DIR
+  zerogate tickets experiment=resnet20_tickets sparsify.unit=channel search.density=0.5
+  zerogate tickets resume=OUT                 go on with a stopped search, exactly
+""",
+    "compare": """\
+Examples
+  zerogate compare experiment=digits_tickets
+  zerogate compare experiment=digits_tickets compare.kinds=[cs,imp,dense] compare.densities=[0.2] compare.seeds=3
+  zerogate compare resume=OUT                 go on; what is finished is not repeated
+""",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-_EXTRAS = ("datasets", "hydra", "omegaconf", "pytorch_lightning", "rich", "safetensors", "sklearn", "tensorboard",
-           "torchmetrics")  # fmt: skip
+_EXTRAS = ("datasets", "hydra", "matplotlib", "omegaconf", "pytorch_lightning", "rich", "safetensors", "sklearn",
+           "tensorboard", "torchmetrics")  # fmt: skip
 
 
 def _fail(message: str, error: BaseException) -> int:
@@ -85,6 +103,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "tickets": _tickets,
+        "compare": _compare,
         "eval": _eval,
         "compact": _compact,
         "bench": _bench,
@@ -98,7 +118,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(help_text(), end="")
         return 0
     if any(argument in ("-h", "--help") for argument in rest):
-        print("\n".join(_train_help()) if command == "train" else HELP)
+        print("\n".join(_keys_help(command)) if command in EXAMPLES else HELP)
         return 0
     for argument in rest:
         if argument.startswith("-"):
@@ -121,6 +141,44 @@ def _train(overrides: list[str]) -> int:
         print(f"stopped by {stop}; continue with: zerogate train resume={stop.run}", flush=True)
         return 128 + stop.signum
     _print_scores(result)
+    return 0
+
+
+def _tickets(overrides: list[str]) -> int:
+    from zerogate.settings import compose
+
+    config = compose(overrides, "tickets")
+    from zerogate.callbacks import StoppedError
+    from zerogate.searches import search
+
+    try:
+        result = search(config)
+    except StoppedError as stop:
+        print(f"stopped by {stop}; continue with: zerogate tickets resume={stop.run}", flush=True)
+        return 128 + stop.signum
+    for stage in result["stages"]:
+        print(
+            f"{stage['stage']:8} {stage['remaining']:7.2%} remain  validation accuracy {stage['val_accuracy']:.2%}, "
+            f"test accuracy {stage['test_accuracy']:.2%}"
+        )
+    _print_scores(result)
+    return 0
+
+
+def _compare(overrides: list[str]) -> int:
+    from zerogate.settings import compose
+
+    config = compose(overrides, "compare")
+    from zerogate.callbacks import StoppedError
+    from zerogate.comparing import compare
+
+    try:
+        result = compare(config)
+    except StoppedError as stop:
+        print(f"stopped by {stop}; continue with: zerogate compare resume={stop.run}", flush=True)
+        return 128 + stop.signum
+    print(result["table"])
+    print(f"wrote {result['folder']}/table.md, table.csv, plot.svg and compare.json")
     return 0
 
 
@@ -186,23 +244,31 @@ def _print_scores(scores: dict[str, Any]) -> None:
         print(f"compacted: differs from the gated network by {scores['compaction_error']:.1e} of the largest output")
 
 
-def _train_help() -> Iterator[str]:
+def _keys_help(command: str) -> Iterator[str]:
     """Groups with their options, keys with their defaults, examples; read from the files, without loading torch."""
-    yield "zerogate train [KEY=VALUE ...]: Hydra overrides of the configuration below\n"
+    roots = [
+        CONFIGS / f"{name}.yaml"
+        for name in {"compare": ["compare", "tickets"], "tickets": ["tickets"]}.get(command, [])
+    ]
+    roots.append(CONFIGS / "config.yaml")
+    defaults = dict(
+        found for root in roots for found in re.findall(r"^  - (\w+): (\w+)", root.read_text(), re.MULTILINE)
+    )
+    yield f"zerogate {command} [KEY=VALUE ...]: Hydra overrides of the configuration below\n"
     yield "Groups (GROUP=OPTION)"
-    groups = sorted(path for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
-    defaults = dict(re.findall(r"^  - (\w+): (\w+)", (CONFIGS / "config.yaml").read_text(), re.MULTILINE))
+    groups = sorted(path for path in CONFIGS.iterdir() if path.name in defaults)
     for group in groups:
         options = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
         yield f"  {group.name} (default {defaults[group.name]}): {options}"
     yield "\nKeys"
-    yield from _keys(CONFIGS / "config.yaml")
+    for root in roots:
+        yield from _keys(root)
     for group in groups:
-        if group.name != "experiment":
+        if group.name not in ("experiment", "ticket", "gate_scheduler"):  # the last has the keys of scheduler
             option = "multistep" if group.name == "scheduler" else defaults[group.name]
             yield f"\nKeys of {group.name}={option}"
             yield from _keys(group / f"{option}.yaml", f"{group.name}.")
-    yield f"\n{EXAMPLES}"
+    yield f"\n{EXAMPLES[command]}"
 
 
 def _keys(path: Path, prefix: str = "") -> Iterator[str]:

@@ -21,6 +21,8 @@ from zerogate.errors import ZerogateError
 from zerogate.fused import plain_only
 from zerogate.groups import Axis, Structure
 from zerogate.listening import listening
+from zerogate.priced import Priced, Tables, Weighed, tables
+from zerogate.products import Products, padded
 
 
 @dataclass(frozen=True)
@@ -29,72 +31,6 @@ class Cost:
 
     params: Any
     macs: Any
-
-
-class _Product(torch.autograd.Function):
-    """Product over the last dimension whose gradient is exact at zeros and never waits for the device."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.prod(-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        one = torch.ones_like(x[..., :1])
-        before = torch.cat([one, x[..., :-1]], -1).cumprod(-1)
-        after = torch.cat([one, x.flip(-1)[..., :-1]], -1).cumprod(-1).flip(-1)
-        return grad[..., None] * before * after
-
-
-class _Gathered(torch.autograd.Function):
-    """Products of entries of x, [n] → [rows]: ``there``, [2, rows, width + 1], lists each row's entries forwards and
-    backwards, after one that is 1; ``back`` and ``bags`` list for every entry of x the places in [rows, width]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, bags: Tensor) -> Tensor:
-        products = x[there].cumprod(-1)
-        ctx.save_for_backward(x, products, there, back, bags)
-        return products[0, :, -1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, products, there, back, bags = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            found = torch.autograd.grad(_Product.apply(x[there[0]]), x, grads[0], create_graph=True)
-            return *found, None, None, None
-        others = products[1, :, :-1].flip(-1).mul_(products[0, :, :-1]).mul_(grads[0][:, None])
-        return torch.embedding_bag(others.view(-1, 1), back, bags, mode=0)[0].view(-1), None, None, None
-
-
-class _Products:
-    """Products of entries of a vector in which entry ``one`` is 1; rows are lists of entries."""
-
-    def __init__(self, rows: list[list[int]], one: int, length: int) -> None:
-        entries = _padded(rows, one)
-        lead = torch.full((len(entries), 1), one)
-        there = torch.stack([torch.cat([lead, entries], 1), torch.cat([lead, entries.flip(-1)], 1)])
-        flat = entries.flatten()
-        back = flat.argsort(stable=True)
-        back = back[flat[back] != one]  # a constant needs no gradient
-        counts = torch.bincount(flat[flat != one], minlength=length)
-        bags = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
-        self._tables = {torch.device("cpu"): (there, back, bags)}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.device not in self._tables:
-            there, back, bags = self._tables[torch.device("cpu")]
-            self._tables[x.device] = there.to(x.device), back.to(x.device), bags.to(x.device)
-        there, back, bags = self._tables[x.device]
-        if plain_only():
-            return _Product.apply(x[there[0]])
-        return _Gathered.apply(x, there, back, bags)
 
 
 class CostModel(ABC):
@@ -107,9 +43,18 @@ class CostModel(ABC):
         """Cost with every unit open."""
         return self.exact(torch.ones(self.units, dtype=torch.bool))
 
-    @abstractmethod
     def expected(self, p: Tensor) -> Cost:
         """Cost at open probabilities p [units]; where all are 0 or 1, the count of the compacted module."""
+        p = p.double()
+        return Cost(self.priced(p, "params"), self.priced(p, "macs"))
+
+    def priced(self, p: Tensor, over: str, price: float = 1.0) -> Tensor:
+        """price · expected "params" or "macs" at open probabilities p [units], a 0-dim tensor of p's type."""
+        return (price * getattr(self.formula(p.double()), over)).to(p.dtype)
+
+    @abstractmethod
+    def formula(self, p: Tensor) -> Cost:
+        """Expected cost in ops that can be differentiated as often as one likes, for p in float64."""
 
     def exact(self, is_open: Tensor) -> Cost:
         """Cost of what compaction gives for these open units, bool [units]."""
@@ -182,7 +127,7 @@ class ChannelCost(CostModel):
             terms[tuple(factors), "macs"] += coefficient  # type: ignore[assignment]
         keys = list(dict.fromkeys(rows for rows, _ in terms))
         absent = len(self._rows)  # an extra row that always counts 1
-        self._sizes = _Products([list(k) for k in keys], absent, absent + 1)
+        self._sizes = Products([list(k) for k in keys], absent)
         self._tensors = {
             "held": torch.cat([held, held.new_zeros(1, groups)]),
             "fixed": torch.cat([fixed, fixed.new_ones(1)]),
@@ -199,6 +144,8 @@ class ChannelCost(CostModel):
         self._follow_listeners()
         self._tensors |= self._widened()
         self._by_device: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._tensors}
+        self._keys = keys
+        self._closed_form: dict[torch.device, Tables] = {}
 
     def _follow_listeners(self) -> None:
         """Which layers consume each group and which groups each layer makes, and what follows for who is heard."""
@@ -220,16 +167,16 @@ class ChannelCost(CostModel):
                 lasting = row is None or row in self._partly
                 made.append([groups] if lasting else self._heard_through_norms(self._groups_on[c.produces]))  # type: ignore[index]
         heard = listening(groups, consumers, made)
-        self._rounds = heard.rounds
+        self._listening, self._rounds = heard, heard.rounds
         states, width = len(heard.edges), max(2, max(len(e) for e in heard.edges))
         # groups and what stands in for them: one that is always open, and one that is closed and so changes no product
         members = [list(range(g.slice.start, g.slice.stop)) for g in self.structure.groups]
-        self._closed = _Products([*members, [units + 1], []], units, units + 2)
+        self._closed = Products([*members, [units + 1], []], units)
         edges = [[(groups if g < 0 else g, to) for g, to in out] for out in heard.edges]
         edges = [out + [(groups + 1, 0)] * (width - len(out)) for out in edges]
-        self._dead = _Products([[g for g, _ in out] for out in edges], groups + 1, groups + 2)
-        self._through = _Products([list(range(i * width, (i + 1) * width)) for i in range(states)], 1, states * width)
-        self._paths = _Products(heard.paths, 0, states)
+        self._dead = Products([[g for g, _ in out] for out in edges], groups + 1)
+        self._through = Products([list(range(i * width, (i + 1) * width)) for i in range(states)], 1)
+        self._paths = Products(heard.paths, 0)
         self._tensors["next_group"] = torch.tensor([[g for g, _ in out] for out in edges])
         self._tensors["next_state"] = torch.tensor([[to for _, to in out] for out in edges])
 
@@ -248,9 +195,9 @@ class ChannelCost(CostModel):
         n = torch.arange(max((g.units for g in groups), default=0) + 1, dtype=torch.float64)[:, None]
         added = torch.where(n <= size, self._width(n, self._tensors) - n, 0.0)  # [n, groups]
         widened = (added != (n == 0)).any(0).nonzero().flatten()
-        self._any_widened = len(widened) > 0
-        units = [list(range(groups[g].slice.start, groups[g].slice.stop)) for g in widened.tolist()]
-        members = _padded(units, self.structure.units)
+        self._wide: list[int] = widened.tolist()
+        units = [list(range(groups[g].slice.start, groups[g].slice.stop)) for g in self._wide]
+        members = padded(units, self.structure.units)
         return {
             "widened": widened,
             "widened_members": members,
@@ -284,15 +231,46 @@ class ChannelCost(CostModel):
         params, macs = (t["weights"] @ size).unbind()
         return Cost(params, macs)
 
-    def expected(self, p: Tensor) -> Cost:
-        p = p.double()
+    def priced(self, p: Tensor, over: str, price: float = 1.0) -> Tensor:
+        if plain_only() or p.is_meta or max(map(len, self._keys)) > 2:
+            return super().priced(p, over, price)
+        if p.device not in self._closed_form:
+            with torch.inference_mode(False):
+                self._closed_form[p.device] = self._tables().on(p.device)
+        added = self._added(p.double()) if self._wide else None
+        plain = functools.partial(super().priced, over=over, price=price)
+        found: Tensor = Priced.apply(self._closed_form[p.device], over, price, p, added, plain)
+        return found
+
+    def _tables(self) -> Tables:
+        """What the cost is in closed form, where no term has more than two factors."""
+        t = self._tensors
+        sizes = torch.cat([t["held"], t["fixed"][:, None]], 1)  # as linear functions of n and 1
+        absent = len(self._rows)
+        left, right = sizes[padded([*map(list, self._keys), [absent, absent]], absent)[:-1]].unbind(1)
+        costs = {over: left.T @ (w[:, None] * right) for over, w in zip(("params", "macs"), t["weights"], strict=True)}
+        return tables(
+            [range(g.slice.start, g.slice.stop) for g in self.structure.groups],
+            self._wide,
+            torch.cat([t["unheard"], t["ends"][1:]]),
+            self._listening,
+            {over: (m + m.T) / 2 for over, m in costs.items()},
+        )
+
+    def _added(self, p: Tensor) -> Tensor:
+        """E[f(N) − N] of the groups that are widened, elsewhere 0, float64 [groups + 1]."""
+        t = self._on(p.device)
+        members = torch.cat([p, p.new_zeros(1)])[t["widened_members"]]
+        added = (count_distribution(members) * t["added"]).sum(1)
+        return p.new_zeros(len(t["size"]) + 1).index_copy(0, t["widened"], added)
+
+    def formula(self, p: Tensor) -> Cost:
         t = self._on(p.device)
         s, closed = self._listened(p)
         total = torch.zeros_like(s).index_add(0, t["group"], p)
         added, unheard = closed, 1 - s
-        if self._any_widened:
-            members = torch.cat([p, p.new_zeros(1)])[t["widened_members"]]
-            added = closed.index_copy(0, t["widened"], (count_distribution(members) * t["added"]).sum(1))
+        if self._wide:
+            added = closed.index_fill(0, t["widened"], 0.0) + self._added(p)[:-1]
             unheard = unheard * t["unheard"]
         return self._cost(s * (total + added) + unheard, t)
 
@@ -344,20 +322,25 @@ class WeightCost(CostModel):
         self._sizes = [s.stop - s.start for s in slices.values()]
         self.units = sum(self._sizes)
         self._macs = list(macs.values())
+        self._weights: dict[tuple[str, float, torch.device], Tensor] = {}
 
-    def expected(self, p: Tensor) -> Cost:
+    def priced(self, p: Tensor, over: str, price: float = 1.0) -> Tensor:
+        if plain_only() or p.is_meta or not self._sizes or p.dtype == torch.float64:  # the ops themselves are exact
+            return super().priced(p, over, price)
+        key = over, price, p.device
+        if key not in self._weights:
+            each = [1.0] * len(self._sizes) if over == "params" else self._macs
+            with torch.inference_mode(False):
+                weights = torch.tensor([price * x for x in each], dtype=torch.float64, device=p.device)
+            self._weights = {key: weights}
+        fixed = self._fixed_params if over == "params" else self._fixed_macs
+        found: Tensor = Weighed.apply(p, self._sizes, self._weights[key], price * fixed)
+        return found
+
+    def formula(self, p: Tensor) -> Cost:
         parts = p.split(self._sizes) if self._sizes else ()
-        sums = torch.stack([p.new_zeros((), dtype=torch.float64), *(part.sum(dtype=torch.float64) for part in parts)])[
-            1:
-        ]
+        sums = torch.stack([p.new_zeros(()), *(part.sum() for part in parts)])[1:]
         return Cost(sums.sum() + self._fixed_params, sums @ sums.new_tensor(self._macs) + self._fixed_macs)
 
     def kept(self, is_open: Tensor, logits: Tensor) -> Tensor:
         return is_open
-
-
-def _padded(lists: list[list[int]], fill: int) -> Tensor:
-    """Index lists as one int64 matrix [lists, longest], short ones filled up."""
-    width = max((len(x) for x in lists), default=0)
-    rows = [[*x, *[fill] * (width - len(x))] for x in lists]
-    return torch.tensor(rows, dtype=torch.int64).view(len(lists), width)

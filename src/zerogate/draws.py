@@ -8,7 +8,7 @@ tells which forward it is from.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +25,15 @@ class Draw:
 
     Attributes:
         number: of the first node of its graph.
-        z: detached; None where a part of the model was called by itself, which draws at every layer.
-        training: the model's mode.
+        z: gives them, detached; None where a part of the model was called by itself, which draws at every layer.
+        random: whether z was drawn, and is not the deployed mask.
         learns: which of the tensors made of it have a gradient.
         tensors: made of it again.
     """
 
     number: int
-    z: Tensor | None
-    training: bool
+    z: Callable[[], Tensor] | None
+    random: bool
     learns: list[bool]
     tensors: list[Tensor] = field(default_factory=list)
 
@@ -45,13 +45,23 @@ class Draws:
         self._alive: list[weakref.ref[Draw]] = []
         self._frozen: Draw | None = None  # the last one, if nothing learns: it is part of no graph
 
-    def add(self, z: Tensor, tensors: Sequence[Tensor], *, whole: bool, training: bool) -> None:
-        """Notes a draw and the tensors made of it; ``whole``: for a forward of the whole model."""
+    def add(
+        self,
+        z: Tensor,
+        tensors: Sequence[Tensor],
+        *,
+        whole: bool,
+        random: bool,
+        again: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Notes a draw and the tensors made of it; ``whole``: for a forward of the whole model; ``again``: gives z once
+        more, so that it need not be kept."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         node: Any = next((x.grad_fn for x in (z, *tensors) if x.grad_fn is not None), None)
         number = -1 if node is None else node._sequence_nr()
-        draw = Draw(number, z.detach() if whole else None, training, [x.requires_grad for x in tensors])
+        values = again or z.detach().detach
+        draw = Draw(number, values if whole else None, random, [x.requires_grad for x in tensors])
         self._alive = [ref for ref in self._alive if ref() is not None]
         self._frozen = draw if node is None else None
         if node is not None:

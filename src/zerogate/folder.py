@@ -33,8 +33,13 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
     write(path, text.getvalue().encode())
 
 
+_STAGES = ("round-*", "ticket")
+
+
 class Run:
-    """Paths of a run's files, and the folder's rules: it holds one run, which only resume or overwrite may touch."""
+    """Paths of a run's files, and the folder's rules: it holds one run, which only resume or overwrite may touch.
+
+    The folder of a search for a ticket holds one of a run's for each stage."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -44,6 +49,7 @@ class Run:
         self.metrics = self.folder / "metrics.csv"
         self.result = self.folder / "result.json"
         self.compact = self.folder / "compact.safetensors"
+        self.mask = self.folder / "mask.safetensors"
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -54,17 +60,24 @@ class Run:
         path = Path(path)
         return cls(path.parent if path.is_file() else path)
 
+    def stage(self, name: str) -> Run:
+        """The run of a stage: round-1, round-2, …, ticket."""
+        return Run(self.folder / name)
+
     def files(self) -> list[Path]:
-        """Every file of a run that the folder holds."""
+        """Every file of a run that the folder holds, its stages included."""
         named = (
             self.config,
             self.last,
             self.best,
             self.metrics,
             self.result,
+            self.mask,
             *self.folder.glob("compact*.safetensors"),
         )
-        return [path for path in named if path.exists()] + sorted(self.folder.glob("events.out.tfevents.*"))
+        stages = [self.stage(path.name) for pattern in _STAGES for path in sorted(self.folder.glob(pattern))]
+        found = [path for path in named if path.exists()] + sorted(self.folder.glob("events.out.tfevents.*"))
+        return found + [path for stage in stages for path in stage.files()]
 
     def check_free(self, overwrite: bool) -> None:
         """Raise `ConfigError` unless a new run may begin here; changes nothing."""
@@ -84,6 +97,9 @@ class Run:
         self.save_config(config)
         for path in old:
             path.unlink()
+        for folder in sorted({path.parent for path in old} - {self.folder}, key=lambda f: len(f.parts), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
     def save_config(self, config: DictConfig) -> None:
         """Write config.yaml."""

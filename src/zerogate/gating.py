@@ -7,15 +7,17 @@ weights. Layers then ask for what was drawn, those that gradient checkpointing r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from zerogate.activations import Products, Spread
 from zerogate.draws import Draw, Draws
 from zerogate.errors import ZerogateError, no_weights
 from zerogate.fused import Masked, plain_only, rounds
+from zerogate.gates.gate import Again, Gate
 from zerogate.placements import Placement
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class Gating:
         sparse: the handle, whose logits and gate are read anew at every draw.
         per_example: whether activations are multiplied in training, with gates of their own for every example.
         names: of the weights that gates lie on.
+        times: multiplies activations by gates, [examples, channels].
         places: module and attribute that hold each of them; known once the gates are attached.
         depth: forwards of the root that are under way, one within the other.
     """
@@ -46,7 +49,9 @@ class Gating:
         self._alike = [
             alike.setdefault(tuple(p.units.tolist()), i) for i, p in enumerate(placements if per_example else ())
         ]
-        self._open: tuple[Tensor, list[int]] | None = None  # open probabilities of the last draw, and of which state
+        self.times = Products()  # of activations and gates
+        # open probabilities of the last draw, how to have them again, and of which state they are
+        self._open: tuple[Tensor, Again | None, list[int]] | None = None
         # every weight times its gates; or per example, the gates of every placement
         self._drawn: list[Tensor] | None = None
         self._statistics: list[Tensor] = []
@@ -76,64 +81,72 @@ class Gating:
                 f"the model is on {first.device} and its gates on {logits.device}; move the handle too: "
                 f"sparse.to({str(first.device)!r})"
             )
-        training, again = self._model.training, None
-        if examples is not None:
-            z = gate.sample(logits, examples)
-        elif training:
-            z, p, again = gate.drawn(logits, self.sparing)
-            self._open = None if p is None else (p, self._versions())
+        random, again = self._model.training and not self.sparse.settled, None
+        if random:
+            z, p, again = gate.drawn(logits, self.sparing, examples)
+            self._open = None if p is None else (p, again, self._versions())
         else:
             z = gate.mask(logits)
-        self._drawn, self._statistics = self._spread(z, training, again)
-        self._draws.add(z, [*self._drawn, *self._statistics], whole=whole, training=training)
+            z = z if examples is None else z.expand(examples, -1)
+        self._drawn, self._statistics = self._spread(z, random, again)
+        tensors, z_again = [*self._drawn, *self._statistics], None if again is None else again.z
+        self._draws.add(z, tensors, whole=whole, random=random, again=z_again)
 
-    def take_open(self) -> Tensor | None:
-        """The open probabilities that came with the last draw, once, if gates are still what they were then."""
-        value, self._open = self._open, None
-        return value[0] if value is not None and value[1] == self._versions() else None
+    def likely(self, movable: bool) -> Tensor:
+        """Open probabilities [units], with a gradient: those that came with the last draw, if gates are still the same.
+        ``movable``: with a gradient that moves every gate."""
+        known, self._open = self._open, None
+        gate, logits = self.sparse.gate, self.sparse.logits
+        p, again = known[:2] if known is not None and known[2] == self._versions() else (None, None)
+        if movable and type(gate).movable_probability is not Gate.movable_probability:
+            return gate.movable_probability(logits, p)
+        return gate.likely(logits, p, self.sparing, again)
 
     def _versions(self) -> list[int]:
         logits = self.sparse.logits
         return [id(logits), *(x._version for x in (logits, *self.sparse.gate.buffers()))]
 
-    def _spread(
-        self, z: Tensor, training: bool, again: Callable[[], Tensor] | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _spread(self, z: Tensor, random: bool, again: Again | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """What layers and norms use of gates z, [units] or [examples, units]."""
         if z.ndim == 1:
             # not getattr: that may find a shadow
             weights: list[Any] = [owner._parameters[name] for owner, name in self.places]
             drawn = self.masked_weights(z, weights, again)
         else:
-            if any(lies.ungated for lies in self._rounds):
-                z = torch.cat([z, z.new_ones(len(z), 1)], 1)
-            drawn = list(z.index_select(1, self.sparse.index).split(self._lengths, 1))
-        return drawn, self._norm_weights(z, training) if self._norms else []
+            drawn = self._by_example(z)
+        return drawn, self._norm_weights(z, random) if self._norms else []
 
-    def masked_weights(
-        self, z: Tensor, weights: Sequence[Tensor], again: Callable[[], Tensor] | None = None
-    ) -> list[Tensor]:
+    def masked_weights(self, z: Tensor, weights: Sequence[Tensor], again: Again | None = None) -> list[Tensor]:
         """The gated weights, given in the order of ``names``, times their gates, for z [units]; ``again`` computes z
         once more for the backward pass, which then does not keep it."""
         if not plain_only():
-            found = list(weights)
+            found, z_again = list(weights), None if again is None else again.z
             for lies in self._rounds:
                 lies.to(z.device)
                 numbers = [x.weight for x in lies.layers]
-                for number, w in zip(numbers, Masked.apply(lies, again, z, *(found[i] for i in numbers)), strict=True):
+                masked = Masked.apply(lies, z_again, z, *(found[i] for i in numbers))
+                for number, w in zip(numbers, masked, strict=True):
                     found[number] = w
             return found
         spread = torch.cat([z, z.new_ones(1)])[self.sparse.index].split(self._lengths)
-        masked = dict(zip(self.names, weights, strict=True))
+        by_name = dict(zip(self.names, weights, strict=True))
         for p, part in zip(self._placements, spread, strict=True):
-            w = masked[p.weight]
-            masked[p.weight] = w * part.view(p.view).to(w.dtype)
-        return [*masked.values()]
+            w = by_name[p.weight]
+            by_name[p.weight] = w * part.view(p.view).to(w.dtype)
+        return [*by_name.values()]
 
-    def _norm_weights(self, z: Tensor, training: bool) -> list[Tensor]:
-        """How much each channel counts in the statistics of each norm: in training as far as it is open, in evaluation
-        wholly if it is kept."""
-        w = z.clamp(max=1) if training else self.sparse.kept().to(z)
+    def _by_example(self, z: Tensor) -> list[Tensor]:
+        """Gates of every placement, [examples, channels], of gates z, [examples, units]."""
+        ungated = any(lies.ungated for lies in self._rounds)
+        if plain_only():
+            z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
+            return list(z.index_select(1, self.sparse.index).split(self._lengths, 1))
+        return list(Spread.apply(z, self.sparse.index, self._lengths, ungated))
+
+    def _norm_weights(self, z: Tensor, random: bool) -> list[Tensor]:
+        """How much each channel counts in the statistics of each norm: as far as it is open while gates are random, wholly
+        if it is kept under the deployed mask."""
+        w = z.clamp(max=1) if random else self.sparse.kept().to(z).expand_as(z)
         w = torch.cat([w, w.new_ones(*w.shape[:-1], 1)], -1)
         return [w[..., n.labels.to(w.device)] for n in self._norms]  # −1 is the last: always there
 
@@ -165,7 +178,7 @@ class Gating:
         assert draw.z is not None
         if not draw.tensors:
             with torch.no_grad():
-                drawn, statistics = self._spread(draw.z, draw.training)
+                drawn, statistics = self._spread(draw.z(), draw.random)
             tensors = [*drawn, *statistics]
             draw.tensors = [x.detach().requires_grad_(grad) for x, grad in zip(tensors, draw.learns, strict=True)]
         n = len(draw.tensors) - len(self._norms)

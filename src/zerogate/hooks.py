@@ -118,8 +118,6 @@ class Multiply:
                 f"per-example gates: a layer received {x.shape[0]} examples where the network received {z.shape[0]}; "
                 "use per_example=False for networks that fold other dimensions into the batch"
             )
-        shape = [1] * x.ndim
-        shape[0], shape[self.channel_dim] = z.shape
-        product = x * z.view(shape).to(x.dtype)
+        product = self.gating.times(x, z, self.channel_dim)
         self.gating.note_product(x, self.number, self.channel_dim, product)
         return (product, *args[1:])

@@ -17,6 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from zerogate.data import Augment, Batches, ImageData
 from zerogate.errors import ZerogateError
+from zerogate.rates import Apart
+from zerogate.tickets import TicketSearch
 
 
 class DivergedError(ZerogateError):
@@ -74,9 +76,14 @@ class Classifier(pl.LightningModule):
         sparse: the handle of `zerogate.sparsify`, or None for a dense network.
         optimizer: makes the optimizer from parameter groups.
         scheduler: makes a learning-rate scheduler, stepped once an epoch, from the optimizer; or None.
-        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for 30 · lr.
+        gate_scheduler: the same for the gates alone; None where they follow that of the weights.
+        lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for the default of `param_groups`.
         num_classes: number of classes.
         seed: the run's.
+
+    Attributes:
+        search: the `TicketSearch` of which this training is a stage, or None.
+        rewinds_optimizer: whether a stage begins with the optimizer's state of the rewind point.
     """
 
     def __init__(
@@ -90,11 +97,15 @@ class Classifier(pl.LightningModule):
         weight_decay: float,
         num_classes: int,
         seed: int,
+        gate_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.sparse = sparse
-        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.search: TicketSearch | None = None
+        self.rewinds_optimizer = False
+        self.make_optimizer = optimizer
+        self.make_scheduler, self.make_gate_scheduler = scheduler, gate_scheduler
         self.lr, self.gate_lr, self.weight_decay, self.seed = lr, gate_lr, weight_decay, seed
         self.train_scores = Scores(num_classes)
         self.val_scores = Scores(num_classes)
@@ -111,9 +122,15 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the scheduler if there is one."""
         optimizer = self.make_optimizer(self.parameter_groups())
-        if self.make_scheduler is None:
+        make: dict[str, Callable[[Optimizer], LRScheduler]] = {}
+        if self.make_scheduler is not None:
+            make["weights"] = self.make_scheduler
+        if self.make_gate_scheduler is not None and any(group["name"] == "gates" for group in optimizer.param_groups):
+            make["gates"] = self.make_gate_scheduler
+        if not make:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer)}}
+        schedule = Apart(optimizer, make) if "gates" in make else make["weights"](optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of images [B, C, H, W]."""
@@ -150,11 +167,39 @@ class Classifier(pl.LightningModule):
         self.train_scores.update(self.last["cross_entropy"], self.last["l0_term"], output.detach(), labels)
         return loss
 
+    def on_train_start(self) -> None:
+        """Give a stage of a search the optimizer's state of the rewind point, if it asks for that."""
+        if self.search is not None and self.rewinds_optimizer:
+            self.search.rewind(self.trainer.optimizers[0])
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's optimizer step, then the gates' (the temperature of a soft mask)."""
         super().optimizer_step(*args, **kwargs)
-        if self.sparse is not None:
+        if self.search is not None:
+            self.search.step()
+        elif self.sparse is not None:
             self.sparse.step()
+
+    def finish(self) -> None:
+        """Behind the last step: close and open what the target, or the end of a round, asks for."""
+        if self.search is not None:
+            self.search.prune()
+        elif self.sparse is not None:
+            self.sparse.project()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where the search stands beside the weights."""
+        if self.search is not None:
+            checkpoint["search"] = self.search.progress()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the search, and the gates if they do not learn any more, where they were."""
+        if self.search is not None:
+            self.search.load_progress(checkpoint.get("search", {}))
+            return
+        hard = checkpoint.get("search", {}).get("scale") is not None
+        if hard and self.sparse is not None and self.sparse.gate.learns:  # a ticket, to be evaluated
+            self.sparse.harden()
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""

@@ -41,12 +41,9 @@ class Penalty(nn.Module):
     def forward(self, p: Tensor, cost: CostModel) -> Tensor:
         """0-dim loss term from open probabilities p [units]."""
         if self.over == "gates":
-            term = p.mean() if self.reduce == "mean" else p.sum()
-        else:
-            term = getattr(cost.expected(p), self.over)
-            if self.reduce == "mean":
-                term = term / getattr(cost.dense, self.over)
-        return (self.weight * term).to(p.dtype)
+            return p.sum() * (self.weight / len(p) if self.reduce == "mean" else self.weight)
+        dense = getattr(cost.dense, self.over) if self.reduce == "mean" else 1
+        return cost.priced(p, self.over, self.weight / dense)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, over={self.over!r}, reduce={self.reduce!r}"

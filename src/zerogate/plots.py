@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from zerogate.files import write
 
@@ -34,6 +35,34 @@ def accuracy_against_sparsity(results: Results) -> Figure:
             axes.annotate(setting, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8)
     axes.set(xlabel="parameters removed (%)", ylabel="test accuracy (%)")
     axes.margins(0.12)
+    axes.legend(frameon=False)
+    return figure
+
+
+def accuracy_against_remaining(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean test accuracy over the share of the weights that remains, one line with error bars (standard deviations) for
+    each kind; a kind without a density, the dense network, is a level line.
+
+    Args:
+        rows: with kind, density, remaining, test_accuracy and test_accuracy_std, None for a single run.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    for kind, marker in zip(kinds, "osD^vPX*" * len(kinds), strict=False):
+        points = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["remaining"])
+        y = [100 * row["test_accuracy"] for row in points]
+        spread = [100 * (row["test_accuracy_std"] or 0) for row in points]
+        if points[0]["density"] is None:
+            axes.axhline(y[0], color="0.4", linestyle="--", label=kind)
+            axes.axhspan(y[0] - spread[0], y[0] + spread[0], color="0.4", alpha=0.12, linewidth=0)
+        else:
+            axes.errorbar([100 * row["remaining"] for row in points], y, spread, marker=marker, capsize=3, label=kind)
+    axes.set(xscale="log", xlabel="weights remaining (%)", ylabel="test accuracy (%)")
+    ticks = sorted({100 * row["density"] for row in rows if row["density"] is not None})
+    if ticks:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(frameon=False)
     return figure
 

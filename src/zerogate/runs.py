@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ __all__ = ["Run", "compact", "compose", "evaluate_run", "train"]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Lightning's hints and the warnings that say nothing to somebody who only gave a configuration."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "hydra")]
     levels = [logger.level for logger in loggers]
@@ -71,12 +72,15 @@ def train(config: DictConfig) -> dict[str, Any]:
             raise ConfigError("resume and overwrite=true contradict each other; give one of them")
         run = Run.of(config.resume)
         stored = settings.load(run.config)
+        if settings.command_of(stored) != "train":
+            whole = run.folder.parent if "stage" in stored else run.folder
+            raise ConfigError(f"{run} is of a search; go on with zerogate {settings.command_of(stored)} resume={whole}")
         config = settings.resumed(config, run.folder, stored)
-        checkpoint = _last_checkpoint(run)
+        checkpoint = last_checkpoint(run)
     else:
-        run = Run(config.output or _default_folder(config.name))
+        run = Run(config.output or default_folder(config.name))
         run.check_free(config.overwrite)
-    with _quiet():
+    with quiet():
         device = building.make_trainer(config).strategy.root_device
         batches = building.load_batches(config, building.load_data(config), device)
         if checkpoint is not None:
@@ -98,21 +102,46 @@ def train(config: DictConfig) -> dict[str, Any]:
         elif config.resume is None or not run.config.exists():
             run.begin(config)
 
-        files = RunFiles(run, steps)
-        if checkpoint is not None:
-            files.load_state_dict(checkpoint["callbacks"]["RunFiles"])
-        progress = ProgressLine(files, steps, config.data.batch_size, config.trainer.progress)
-        if checkpoint is None or checkpoint["global_step"] < steps:
-            print(f"run folder {run}", flush=True)
-            _fit(config, module, batches, files, progress, resume=checkpoint is not None)
-        files.write_metrics()
-        result = _finish(run, config, module, batches)
-        result["images_per_second"] = progress.images_per_second and round(progress.images_per_second, 1)
-        write_json(run.result, result)
+        return carry_out(run, config, module, batches, steps, checkpoint)
+
+
+def carry_out(
+    run: Run,
+    config: DictConfig,
+    module: Classifier,
+    batches: ImageDataModule,
+    steps: int,
+    checkpoint: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Train to so many optimizer steps, from `checkpoint`, the content of last.ckpt, where there is one; test what came
+    of it and write result.json, which says that the run is finished. Stages of a search are carried out like that, too:
+    without a best.ckpt, since they hand on what they end with, and not compacted.
+
+    Returns:
+        What result.json holds; `module` is then as last.ckpt has it.
+    """
+    of_search = settings.command_of(config) == "tickets"
+    files = RunFiles(run, steps, keep_best=not of_search)
+    if checkpoint is not None:
+        files.load_state_dict(checkpoint["callbacks"]["RunFiles"])
+    progress = ProgressLine(files, steps, config.data.batch_size, config.trainer.progress)
+    if checkpoint is None or checkpoint["global_step"] < steps:
+        print(f"run folder {run}", flush=True)
+        module.train()  # Lightning leaves it in the mode it is in: after the stage before, that of evaluation
+        _fit(config, module, batches, files, progress, resume=checkpoint is not None)
+    files.write_metrics()
+    result = _finish(run, config, module, batches)
+    if of_search:
+        result |= {"stage": config.stage, "epochs": config.trainer.max_epochs, "remaining": remaining(module)}
+    elif module.sparse is not None:
+        result |= write_compacted(module, run.compact)
+    result |= said(config)
+    result["images_per_second"] = progress.images_per_second and round(progress.images_per_second, 1)
+    write_json(run.result, result)
     return result
 
 
-def _last_checkpoint(run: Run) -> dict[str, Any] | None:
+def last_checkpoint(run: Run) -> dict[str, Any] | None:
     """last.ckpt; None where the run was ended before it wrote any, and so can only start again."""
     if not run.last.exists() and not run.metrics.exists() and not run.best.exists():
         return None
@@ -122,7 +151,7 @@ def _last_checkpoint(run: Run) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _default_folder(name: str) -> Path:
+def default_folder(name: str) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path("outputs", name, stamp)
     number = 1
@@ -155,10 +184,16 @@ def _fit(
     module.to(trainer.strategy.root_device)
 
 
-def _load(module: Classifier, path: Path) -> dict[str, Any]:
+def load(module: Classifier, path: Path) -> dict[str, Any]:
+    """Put a module, and the search that it is in, where the checkpoint in a file has them; its content.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another model or search.
+    """
     checkpoint = load_checkpoint(path)
     if "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of a run; give one of zerogate train")
+    module.on_load_checkpoint(checkpoint)
     check_state(module, checkpoint["state_dict"], path)
     module.load_state_dict(checkpoint["state_dict"])
     return checkpoint
@@ -176,10 +211,10 @@ def _finish(run: Run, config: DictConfig, module: Classifier, batches: ImageData
     """Test both checkpoints, compact the last one; a pure function of the files."""
     scores: dict[str, dict[str, Any]] = {}
     steps = 0
-    for path in (run.best, run.last):
-        checkpoint = _load(module, path)
+    for path in (run.best, run.last) if settings.command_of(config) == "train" else (run.last,):
+        checkpoint = load(module, path)
         row, steps = checkpoint["callbacks"]["RunFiles"]["rows"][-1], checkpoint["global_step"]
-        if scores and scores["best"]["epoch"] == row["epoch"]:
+        if "best" in scores and scores["best"]["epoch"] == row["epoch"]:
             scores["last"] = scores["best"]
             continue
         tested = evaluate(module.model, batches.test, batches.data.num_classes)
@@ -208,35 +243,51 @@ def _finish(run: Run, config: DictConfig, module: Classifier, batches: ImageData
         "density_macs": 1.0,
         "sparsity_params": 0.0,
         "sparsity_macs": 0.0,
-        "best": scores["best"],
     }
+    if "best" in scores:
+        result["best"] = scores["best"]
     if module.sparse is not None:
         dense = module.sparse.dense_cost
         params, macs = final["params"] / dense.params, final["macs"] / dense.macs
         result |= {"dense_params": dense.params, "dense_macs": dense.macs}
         result |= {"density_params": params, "density_macs": macs}
         result |= {"sparsity_params": 1 - params, "sparsity_macs": 1 - macs}
-        result |= _compact(module, run.compact)
-    result["command"] = shlex.join(["zerogate", "train", *config.overrides])
-    result["versions"] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
-        "zerogate": _version(),
-    }
     return result
 
 
-def _version() -> str:
-    from importlib.metadata import version
+def said(config: DictConfig) -> dict[str, Any]:
+    """The command and the versions that a result is due to."""
+    return {
+        "command": shlex.join(["zerogate", settings.command_of(config), *config.overrides]),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pytorch_lightning": pl.__version__,
+            "zerogate": version("zerogate"),
+        },
+    }
 
-    return version("zerogate")
 
-
-def _compact(module: Classifier, path: Path) -> dict[str, Any]:
-    """Compact, check against the gated network, write; the kept units of each group and the errors found."""
+def remaining(module: Classifier) -> float:
+    """Share of the gated weights that the deployed mask keeps; where whole channels go, of all parameters."""
     sparse = module.sparse
-    assert sparse is not None
+    if sparse is None:
+        return 1.0
+    if sparse.unit == "weight":
+        return zerogate.Mask.of(sparse).density
+    return sparse.cost().params / sparse.dense_cost.params
+
+
+def write_compacted(module: Classifier, path: Path) -> dict[str, Any]:
+    """Compact, check against the gated network, write; the kept units of each group and the errors found. Without gates
+    the network is written as it is."""
+    sparse = module.sparse
+    if sparse is None:
+        plain = module.model.eval()
+        if getattr(plain, "zerogate_plan", None) is None:
+            plain.zerogate_plan = describe_plan(Plan(), plain, plain) | {"difference": 0.0}  # type: ignore[assignment]
+        zerogate.save(plain, path, overwrite=True)
+        return {"groups": [], "compaction_error": 0.0, **_bytes(path, module)}
     module.model.eval()  # the mode in which the network will be used
     small = sparse.compact()
     kept = sparse.kept()
@@ -261,14 +312,19 @@ def _restore(run: Run, which: str, overrides: Sequence[str]) -> tuple[Classifier
         raise ConfigError(f"which={which} is no checkpoint of a run; which is last or best")
     config = settings.amend(settings.load(run.config), overrides)
     config.init_from = None
+    if settings.command_of(config) == "tickets" and "stage" not in config:
+        run = run.stage("ticket")  # what a search is for
     path = run.last if which == "last" else run.best
     if not path.is_file():
-        raise CheckpointError(f"{run} has no {path.name} yet; continue it with zerogate train resume={run}")
+        whole = run.folder.parent if "search" in config else run
+        raise CheckpointError(
+            f"{run} has no {path.name} yet; continue it with zerogate {settings.command_of(config)} resume={whole}"
+        )
     load_checkpoint(path)  # before the data, which may take a while
     device = building.make_trainer(config).strategy.root_device
     batches = building.load_batches(config, building.load_data(config), device)
     module = building.make_classifier(config, batches, device)
-    _load(module, path)
+    load(module, path)
     return module, batches
 
 
@@ -282,7 +338,7 @@ def evaluate_run(folder: str | Path, which: str = "last", overrides: Sequence[st
         ZerogateError: no such run or checkpoint, a damaged one, or one of another model.
     """
     run = Run.of(folder)
-    with _quiet():
+    with quiet():
         module, batches = _restore(run, which, overrides)
         accuracy = {
             f"{split}_accuracy": evaluate(module.model, part, batches.data.num_classes)["accuracy"]
@@ -304,17 +360,12 @@ def compact(folder: str | Path, which: str = "last", overrides: Sequence[str] = 
         ZerogateError: as `evaluate_run`.
     """
     run = Run.of(folder)
-    with _quiet():
+    with quiet():
         module, batches = _restore(run, which, overrides)
         path = run.compact if which == "last" else run.folder / f"compact-{which}.safetensors"
-        if module.sparse is None:
-            dense = module.model.eval()
-            dense.zerogate_plan = describe_plan(Plan(), dense, dense) | {"difference": 0.0}  # type: ignore[assignment]
-            zerogate.save(dense, path, overwrite=True)
-            written: dict[str, Any] = {"groups": [], "compaction_error": 0.0, **_bytes(path, module)}
-            report: Any = f"{run} was trained without gates: nothing to remove, the network is written as it is"
-        else:
-            written = _compact(module, path)
+        written = write_compacted(module, path)
+        report: Any = f"{run} was trained without gates: nothing to remove, the network is written as it is"
+        if module.sparse is not None:
             report = module.sparse.report()
         cost = _cost(module, batches)
     return {"path": str(path), **written, **cost, "report": report}

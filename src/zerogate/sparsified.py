@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from zerogate.groups.interpreted import Interpreted
 from zerogate.objective import Penalty
 from zerogate.placements import channel_placements, weight_placements
 from zerogate.report import Report, make_report
-from zerogate.target import Target, project
+from zerogate.target import Target, project, settle
 
 if TYPE_CHECKING:
     from zerogate.tickets import Mask
@@ -91,6 +91,7 @@ class Sparsified(nn.Module):
         self.objective.to(device)
         index = torch.cat([p.units for p in self.placements])
         self.register_buffer("index", torch.where(index < 0, units, index).to(device), persistent=False)
+        self._held: Tensor | None = None  # the logits, for as long as they stay as they are
         self._gating = Gating(self, self.placements, shapes, per_example)
         self._attachment = Attachment(model, structure, self.placements, self._gating)
         self.attach()
@@ -106,12 +107,18 @@ class Sparsified(nn.Module):
 
     def param_groups(self, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: the model's weights, and the gates with a learning rate of their own and no
-        weight decay. ``gate_lr`` defaults to 30 · lr: at the weights' own rate gates hardly move. Gates that do not learn
-        have no group."""
+        weight decay. Gates that do not learn have no group.
+
+        ``gate_lr`` defaults to r · lr, with r = 100 for `HardConcrete` and 30 for `SoftMask`, since at the weights' own
+        rate gates hardly move; and to no less than 0.3 r / steps where a `Target` knows the steps of the run, so that with
+        Adam there is time for gates to open and to close."""
         weights = [p for p in self.model.parameters() if p.requires_grad]
         groups = [{"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}]
         if self.gate.learns:
-            gate_lr = 30 * lr if gate_lr is None else gate_lr
+            if gate_lr is None:
+                self._share_steps()
+                steps = self.objective.steps if isinstance(self.objective, Target) else None
+                gate_lr = self.gate.rate * max(lr, 0.3 / steps if steps else 0.0)
             groups.append({"name": "gates", "params": [self.logits], "lr": gate_lr, "weight_decay": 0.0})
         return groups
 
@@ -119,28 +126,44 @@ class Sparsified(nn.Module):
         """The objective's term, a 0-dim tensor to add to the task's loss; 0 for gates that do not learn."""
         if not self.gate.learns:
             return self.logits.new_zeros(())
-        known = self._gating.take_open()
-        if isinstance(self.objective, Target) and type(self.gate).movable_probability is not Gate.movable_probability:
-            return self.objective(self.gate.movable_probability(self.logits), self.cost_model)
-        return self.objective(self.gate.likely(self.logits, known, self._gating.sparing), self.cost_model)
+        self._held = self.logits.detach().clone() if self.settled else None
+        return self.objective(self._gating.likely(isinstance(self.objective, Target)), self.cost_model)
 
     def step(self) -> None:
         """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
+        self._share_steps()
         self.gate.step()
         if isinstance(self.gate, Hard):
             self.gate.follow(self)
             self.zero_closed()
         elif isinstance(self.objective, Target):
-            self.objective.step(self.open_probability(), self.is_open(), self.cost_model)
-            if self.objective.on_trial:
-                project(self, for_good=False)
+            self._hold()
+            if self.objective.step(self.open_probability(), self.is_open(), self.cost_model):
+                settle(self)
+
+    def _hold(self) -> None:
+        """Puts logits back that stand still: the optimizer's momentum has moved them."""
+        if self._held is not None:
+            with torch.no_grad():
+                self.logits.copy_(self._held)
+            self._held = None
+
+    def _share_steps(self) -> None:
+        """Of the gate and the target, that which knows how long the run is tells the other."""
+        gate: Any = self.gate
+        if isinstance(self.objective, Target) and hasattr(gate, "steps"):
+            if self.objective.steps is None:
+                self.objective.steps = gate.steps
+            elif gate.steps is None:
+                gate.steps = self.objective.steps
 
     def project(self) -> int:
         """Call at the end of training with a `Target`; the training command does. Where the deployed network costs more,
         the open gates with the lowest logits are closed until it fits; where it is more than a point of the dense cost
         below, the closed gates with the highest are opened until it is not, or the next would not fit.
 
-        Returns how many gates it changed, which `report` repeats; 0 without a target, and for gates that do not learn."""
+        Returns how many gates it changed; 0 without a target, and for gates that do not learn. `report` says how many were
+        changed in all, together with those of the step at which the target settled."""
         return project(self) if isinstance(self.objective, Target) and self.gate.learns else 0
 
     # tickets
@@ -199,6 +222,11 @@ class Sparsified(nn.Module):
         weights: list[Tensor] = [parameters[name] for name in self.gated_names]
         masked = self.masked_weights((self.logits > 0).to(self.logits.dtype), weights)
         torch._foreach_copy_(weights, masked)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a `Target` has fixed the gates: training goes on with the deployed mask, for the weights alone."""
+        return self.gate.learns and isinstance(self.objective, Target) and self.objective.settled
 
     # counting
 
@@ -279,12 +307,9 @@ class Sparsified(nn.Module):
         """Names of the weights that gates lie on."""
         return self._gating.names
 
-    def masked_weights(
-        self, z: Tensor, weights: Sequence[Tensor], again: Callable[[], Tensor] | None = None
-    ) -> list[Tensor]:
-        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]; ``again`` computes z
-        once more for the backward pass, which then does not keep it."""
-        return self._gating.masked_weights(z, weights, again)
+    def masked_weights(self, z: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]."""
+        return self._gating.masked_weights(z, weights)
 
     # attaching
 

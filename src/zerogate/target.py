@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
 
 REACH = 2 / 3
-"""Share of the run after which the target is reached; the rest of it is for the weights."""
-TRIAL = 5 / 6
-"""Share of the run after which the network is made to fit once, so that weights can still follow what that changes."""
+"""Share of the run after which the target is reached."""
+SETTLE = 5 / 6
+"""Share of the run after which the network is made to fit and gates stand still; the rest of it is for the weights."""
 MARGIN = 0.01
 """The network that is deployed ends at most this share of the dense cost under the target."""
 UNKNOWN = 10_000
 """Steps that set the pace where nobody says how many there will be."""
-# Found on the digits, from 200 to 400 steps, both gates, Adam and SGD: half of both lags behind on small networks, ten
-# times the pace without damping swings through the target and closes layers on the way.
-_PACE, _DAMPING = 200.0, 60.0
+# Found on the digits, from 200 to 400 steps, both gates, Adam and SGD: half of both lags behind where the gates' learning
+# rate falls, more than twice swings through the target and closes layers on the way.
+_PACE, _DAMPING = 400.0, 120.0
 _LARGEST = math.log1p(1e4)  # of |μ|: what a loss in float32 still bears
 
 
@@ -39,14 +39,18 @@ class Target(nn.Module):
     left now and d_t the share that is allowed now:
 
         g = max(0, c − d_t) + min(0, c − d_t + 0.01)       too much, or more than a point too little
-        μ ← μ + 200·g/steps;  μ ← 0 unless μ·g > 0          dual ascent, restarted where the constraint holds
-        λ = sign(μ)·(exp|μ| − 1) + 60·g                     the last term damps the oscillation
+        μ ← μ + 400·g/steps;  μ ← 0 unless μ·g > 0          dual ascent, restarted where the constraint holds
+        λ = sign(μ)·(exp|μ| − 1) + 120·g                    the last term damps the oscillation
 
     λ is negative while too little is left: gates are then paid for opening. d_t falls in a line from what is left at the
     beginning to the target, which it reaches after two thirds of the steps. c is the mean of the expected share and the
     deployed one (what `Sparsified.compact` would leave); over the first half of the last third it becomes the deployed
-    one. Expected cost gives the gradient; λ follows what will count. Then, after five sixths of the steps, the network
-    is made to fit as by `Sparsified.project`, while its weights can still follow. Nothing else is read on the host.
+    one. Expected cost gives the gradient; λ follows what will count.
+
+    After five sixths of the steps gates settle. A group whose gates are all closed gets its likeliest one back, since
+    one unit of it stays in any case; the network is made to fit, as by `Sparsified.project`; and gates stand still from
+    then on. What is left of the run trains the weights of the network that will be deployed, with its own mask, also
+    where gates were random before. Nothing else is read on the host.
 
     Args:
         params, macs, gates: the share of the dense network's parameters, of its MACs, or of all gates, in (0, 1]; one of
@@ -88,8 +92,10 @@ class Target(nn.Module):
         self.share = float(share)
         self.steps = steps
         self.steps_done = 0
+        self.settled = False
+        """Whether gates stand still by now, and only weights are trained."""
         self.projected: int | None = None
-        """How many gates the last `Sparsified.project` changed; None before the first."""
+        """How many gates `Sparsified.project` has changed so far; None before the first time."""
         for name in ("multiplier", "_log", "_start"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -100,11 +106,11 @@ class Target(nn.Module):
     def _left(self, p: Tensor, cost: CostModel) -> Tensor:
         if self.over == "gates":
             return p.mean().float()
-        return (getattr(cost.expected(p), self.over) / getattr(cost.dense, self.over)).float()
+        return cost.priced(p, self.over, 1 / getattr(cost.dense, self.over)).float()
 
     @torch.no_grad()
-    def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> None:
-        """Called once after each optimizer step; moves the multiplier on.
+    def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> bool:
+        """Called once after each optimizer step; moves the multiplier on. Whether this is the step at which gates settle.
 
         Args:
             p: open probabilities [units].
@@ -115,8 +121,13 @@ class Target(nn.Module):
                 f"Target does not know how long training lasts and takes {UNKNOWN} steps for it: give Target(steps=...)",
                 stacklevel=3,
             )
+        if self.settled:
+            self.steps_done += 1
+            return False
         expected, deployed = self._left(p, cost), self._left(is_open.to(p.dtype), cost)
         self.advance(expected, deployed)
+        self._settle_if_due()
+        return self.settled
 
     @torch.no_grad()
     def advance(self, expected: Tensor, deployed: Tensor) -> None:
@@ -137,14 +148,14 @@ class Target(nn.Module):
         self._log.copy_(log)
         self.multiplier.copy_(log.sign() * torch.expm1(log.abs()) + _DAMPING * g)
 
-    @property
-    def on_trial(self) -> bool:
-        """Whether this is the step after which the network is made to fit while it is trained."""
-        return self.steps is not None and self.steps_done == round(TRIAL * self.steps)
+    def _settle_if_due(self) -> None:
+        self.settled = self.steps is not None and self.steps_done >= round(SETTLE * self.steps)
+        if self.settled:
+            self.multiplier.zero_()
 
     def restart(self, share: float, steps: int) -> None:
         """Begins anew, with another share and number of steps."""
-        self.share, self.steps, self.steps_done, self.projected = share, steps, 0, None
+        self.share, self.steps, self.steps_done, self.projected, self.settled = share, steps, 0, None, False
         for buffer in (self.multiplier, self._log, self._start):
             buffer.zero_()
 
@@ -177,6 +188,7 @@ class Target(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps_done, self.steps, self.projected = state["steps_done"], state["steps"], state["projected"]
         self.share = state.get("share", self.share)  # states of before targets could restart have none
+        self._settle_if_due()
 
     def extra_repr(self) -> str:
         return f"{self.over}={self.share}, steps={self.steps}"
@@ -218,22 +230,40 @@ def fitting(order: Tensor, number: int, target: Target, cost: CostModel, margin:
 
 
 @torch.no_grad()
-def project(sparse: Sparsified, for_good: bool = True, margin: float = MARGIN) -> int:
-    """See `Sparsified.project`. Within training, not for good, gates go as far beyond the edge as they were before it."""
+def settle(sparse: Sparsified) -> None:
+    """Makes the network fit, for the weights to follow.
+
+    One unit of a group stays in any case, so the likeliest is opened where all are closed. And a hard-concrete gate that
+    never decided is deployed as nearly 0: weights are trained with it from now on, so it may as well count. Logits of
+    open gates are at least 0."""
+    logits, is_open = sparse.logits, sparse.is_open()
+    best = _best(sparse)
+    empty = best[[not bool(is_open[g.slice].any()) for g in sparse.groups]]
+    logits[empty] = _across(sparse.gate, logits[empty], True)
+    project(sparse)
+    logits.copy_(torch.where(sparse.is_open(), logits.clamp(min=0), logits))
+
+
+@torch.no_grad()
+def project(sparse: Sparsified, margin: float = MARGIN) -> int:
+    """See `Sparsified.project`."""
     target, is_open, logits = sparse.objective, sparse.is_open(), sparse.logits
     assert isinstance(target, Target)
+    first = is_open.to(torch.int8)
+    first[_best(sparse)] *= 2
     order = logits.argsort(descending=True, stable=True)
-    order = torch.cat([order[is_open[order]], order[~is_open[order]]])
+    order = order[first[order].argsort(descending=True, stable=True)]
     now = int(is_open.sum())
     wanted = fitting(order, now, target, sparse.cost_model, margin)
     changed = order[min(now, wanted) : max(now, wanted)]
-    across = _across(sparse.gate, logits[changed], wanted > now)
-    if for_good:
-        target.projected = len(changed)
-    else:
-        across += across - logits[changed]
-    logits[changed] = across
+    logits[changed] = _across(sparse.gate, logits[changed], wanted > now)
+    target.projected = (target.projected or 0) + len(changed)
     return len(changed)
+
+
+def _best(sparse: Sparsified) -> Tensor:
+    """The unit of each group with the highest logit, int64 [groups]."""
+    return torch.stack([g.slice.start + sparse.logits[g.slice].argmax() for g in sparse.groups])
 
 
 def _across(gate: Gate, logits: Tensor, opens: bool) -> Tensor:

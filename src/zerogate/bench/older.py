@@ -108,7 +108,7 @@ _SUMMARY = {
     "max_seconds": "most seconds",
     "torch_pruning_enumerates": "of which Torch-Pruning lists groups too",
     "share_below_torch_pruning": "of these, Torch-Pruning reaches more",
-    "median_ratio_of_seconds": "our seconds / Torch-Pruning's, median",
+    "median_ratio_of_seconds": "Torch-Pruning's seconds / ours, median",
 }
 
 

@@ -23,10 +23,12 @@ class Gate(nn.Module, ABC):
     Attributes:
         learns: whether logits get gradients.
         scale: what a wholly open gate multiplies by.
+        rate: learning rate of the logits, in multiples of that of the weights, where none is given.
     """
 
     learns = True
     scale = 1.0
+    rate = 100.0
 
     @abstractmethod
     def initial_logits(self, units: int) -> Tensor:
@@ -44,9 +46,9 @@ class Gate(nn.Module, ABC):
     def open_probability(self, logits: Tensor) -> Tensor:
         """P(z ≠ 0), or its soft stand-in, [units] in [0, 1]; differentiable."""
 
-    def movable_probability(self, logits: Tensor) -> Tensor:
+    def movable_probability(self, logits: Tensor, value: Tensor | None = None) -> Tensor:
         """`open_probability` with a gradient that moves every gate, also those that are all but decided: what a `Target`
-        pushes on."""
+        pushes on. ``value``: its values, where they are known."""
         return self.open_probability(logits)
 
     def step(self) -> None:
@@ -60,13 +62,16 @@ class Gate(nn.Module, ABC):
     def restart(self) -> None:
         """Sets schedules back to their beginning."""
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+    def drawn(
+        self, logits: Tensor, sparing: bool, examples: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Again | None]:
         """What `sample` gives, in fewer kernels where the gate knows how, the values of `open_probability` where they come
         with it, and how to have z again. ``sparing``: keep as little as possible for the backward pass."""
-        return self.sample(logits), None, None
+        return self.sample(logits, examples), None, None
 
-    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
-        """What `open_probability` gives, in fewer kernels where the gate knows how; ``value``: as `drawn` gave it."""
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool, again: Again | None = None) -> Tensor:
+        """What `open_probability` gives, in fewer kernels where the gate knows how; ``value`` and ``again``: as `drawn`
+        gave them."""
         return self.open_probability(logits)
 
     def _closed_form(self, *methods: str) -> bool:
@@ -75,25 +80,38 @@ class Gate(nn.Module, ABC):
         return not plain_only() and all(getattr(type(self), m) is getattr(own, m) for m in methods)
 
 
+class Room:
+    """Where a gate writes the open probabilities of its draws, each over those of the one before."""
+
+    def __init__(self, like: Tensor) -> None:
+        with torch.inference_mode(False):
+            self.numbers = torch.empty_like(like, requires_grad=False)
+        self.draws = 0
+
+    def fits(self, logits: Tensor) -> bool:
+        kind = (logits.shape, logits.dtype, logits.device)
+        return (self.numbers.shape, self.numbers.dtype, self.numbers.device) == kind
+
+
 class Again:
-    """Computes a draw's z once more, in the backward pass: for the weights, and then for the logits."""
+    """Open probabilities p of a draw for its backward pass, which autograd does not keep: what the room still holds, or
+    computed once more. The gates z are a multiple of them. ``given``: what they are computed from."""
 
-    def __init__(self, compute: Callable[[], Tensor], plain: Callable[[], Tensor], check: Callable[[], None]) -> None:
-        self._compute, self._plain, self._check = compute, plain, check
-        self._made: Tensor | None = None
+    def __init__(self, compute: Callable[[], Tensor], scale: float, *given: Tensor, room: Room | None = None) -> None:
+        self._compute, self._scale, self._check, self._room = compute, scale, unchanged(*given), room
+        if room is not None:
+            room.draws += 1
+            self._number = room.draws
 
-    def __call__(self) -> Tensor:
+    def p(self) -> Tensor:
         self._check()
-        if torch.is_grad_enabled():  # a second derivative is to come
-            return self._plain()
-        self._made = self._compute()
-        return self._made
+        room = self._room
+        if room is None or room.draws != self._number or torch.is_grad_enabled():  # a second derivative is to come
+            return self._compute()
+        return room.numbers
 
-    def take(self) -> Tensor:
-        """To be written to."""
-        self._check()
-        z, self._made = self._made, None
-        return self._compute() if z is None else z
+    def z(self) -> Tensor:
+        return self.p() * self._scale
 
 
 def probability(
@@ -102,21 +120,48 @@ def probability(
     sparing: bool,
     compute: Callable[[Tensor], Tensor],
     derivative: Callable[[Tensor, Tensor], Tensor],
+    again: Again | None = None,
 ) -> Tensor:
-    """An open probability that is perhaps known already; ``derivative(gradient, probability)``."""
+    """An open probability that is perhaps known already; ``derivative(gradient, probability)``. ``again``: how to have
+    it once more, if it is not kept."""
     if value is None:
         with torch.no_grad():
             value = compute(logits)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return value
-    check = unchanged(logits)
+    again = again or Again(lambda: compute(logits), 1.0, logits)
 
     def backward(grad: Tensor, *kept: Tensor) -> Tensor:
-        if not kept:
-            check()
-        return derivative(grad, kept[0] if kept else compute(logits))
+        return derivative(grad, kept[0] if kept else again.p())
 
     return Elementwise.apply(logits, value, () if sparing else (value,), backward, lambda logits, *_: compute(logits))
+
+
+def movable(logits: Tensor, shift: float, slope: Tensor | float, value: Tensor) -> Tensor:
+    """σ(slope · (logits − shift)), which is known to be ``value``, with the gradient of a sigmoid no steeper than the spread
+    of the logits allows: at slope · x = 20 its own is 0 in float32."""
+
+    def gentler(logits: Tensor) -> tuple[Tensor, Tensor]:
+        x = logits - shift if shift else logits
+        steepest = x.detach().norm(1).reciprocal() * (2 * len(x))  # 2 over the mean of |x|
+        k = torch.clamp(steepest, max=slope)
+        return k, torch.sigmoid(k * x)
+
+    def plain(logits: Tensor, *_: Tensor) -> Tensor:
+        soft = gentler(logits)[1]
+        return soft + (value - soft).detach()
+
+    if plain_only():
+        return plain(logits)
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return value
+
+    def backward(grad: Tensor, logits: Tensor, *_: Tensor) -> Tensor:
+        k, soft = gentler(logits)
+        return torch.ops.aten.sigmoid_backward(grad, soft).mul_(k)
+
+    saved = (logits.detach(), slope) if isinstance(slope, Tensor) else (logits.detach(),)
+    return Elementwise.apply(logits, value, saved, backward, plain)
 
 
 def unchanged(*tensors: Tensor) -> Callable[[], None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zerogate.fused import Elementwise
-from zerogate.gates.gate import Again, Gate, probability, require
+from zerogate.gates.gate import Again, Gate, movable, probability, require
 
 
 class HardConcrete(Gate):
@@ -20,8 +20,8 @@ class HardConcrete(Gate):
     Deployed, eq. 13:      ẑ = min(1, max(0, σ(log α)(ζ−γ)+γ))
 
     Args:
-        droprate_init: p in (0, 1); log α starts at N(log((1−p)/p), 0.01²). 0.5 for training from scratch, small
-            (0.05) to start open from trained weights.
+        droprate_init: p in (0, 1); log α starts at N(log((1−p)/p), 0.01²). 0.2 from scratch (the paper has 0.5
+            and 0.3), small (0.05) to start open from trained weights.
         temperature: β > 0.
         low, high: γ < 0 and ζ > 1, the interval to which s is stretched.
 
@@ -29,7 +29,7 @@ class HardConcrete(Gate):
     """
 
     def __init__(
-        self, droprate_init: float = 0.5, temperature: float = 2 / 3, low: float = -0.1, high: float = 1.1
+        self, droprate_init: float = 0.2, temperature: float = 2 / 3, low: float = -0.1, high: float = 1.1
     ) -> None:
         super().__init__()
         require(0 < droprate_init < 1, f"droprate_init must lie strictly between 0 and 1, got {droprate_init}")
@@ -70,18 +70,25 @@ class HardConcrete(Gate):
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits - self.temperature * math.log(-self.low / self.high))
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+    def movable_probability(self, logits: Tensor, value: Tensor | None = None) -> Tensor:
+        value = self.open_probability(logits.detach()) if value is None else value
+        return movable(logits, self.temperature * math.log(-self.low / self.high), 1.0, value)
+
+    def drawn(
+        self, logits: Tensor, sparing: bool, examples: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Again | None]:
         if not self._closed_form("sample", "quantile", "open_probability"):
-            return super().drawn(logits, sparing)
-        units, beta, spread = len(logits), self.temperature, self.high - self.low
+            return super().drawn(logits, sparing, examples)
+        beta, spread = self.temperature, self.high - self.low
         with torch.no_grad():
             if sparing:
                 s = torch.rand_like(logits).logit_().add_(logits).div_(beta).sigmoid_()
                 p = None
-            else:  # (log u − log(1−u) + log α)/β in one row and log α − β log(−γ/ζ) in the other
-                terms, factors = self._terms(units, logits)
-                terms[0].uniform_().logit_()
-                s, p = torch.addr(terms, factors, logits, beta=1 / beta, alpha=1 / beta).sigmoid_()
+            else:  # (log u − log(1−u) + log α)/β in each row, log α − β log(−γ/ζ) in the last
+                terms, factors = self._terms(examples or 1, logits)
+                terms[:-1].uniform_().logit_()
+                rows = torch.addr(terms, factors, logits, beta=1 / beta, alpha=1 / beta).sigmoid_()
+                s, p = rows[0] if examples is None else rows[:-1], rows[-1]
             z = torch.rsub(s, self.low, alpha=-spread).clamp_(0, 1)
         if not (logits.requires_grad and torch.is_grad_enabled()):
             return z, p, None
@@ -93,7 +100,8 @@ class HardConcrete(Gate):
         def backward(grad: Tensor, kept: Tensor) -> Tensor:
             s = openness(kept)
             grad = torch.ops.aten.hardtanh_backward(grad, kept, *((0, 1) if sparing else (share, share + 1 / spread)))
-            return torch.ops.aten.sigmoid_backward(grad, s).mul_(spread / beta)
+            grad = torch.ops.aten.sigmoid_backward(grad, s)
+            return (grad if examples is None else grad.sum(0)).mul_(spread / beta)
 
         def plain(logits: Tensor, kept: Tensor) -> Tensor:
             s = torch.sigmoid(openness(kept).logit() + (logits - logits.detach()) / beta)
@@ -101,19 +109,19 @@ class HardConcrete(Gate):
 
         return Elementwise.apply(logits, z, (z if sparing else s,), backward, plain), p, None
 
-    def _terms(self, units: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added to the logits times factors, all times β: room for noise, and the shift of the open probability."""
-        key = units, like.device, like.dtype, self.temperature, self.low, self.high
+    def _terms(self, draws: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to the logits times factors, all times β: room for noise, [draws, units], and a row of the open
+        probability's shift."""
+        key = draws, len(like), like.device, like.dtype, self.temperature, self.low, self.high
         if key not in self._room:
             with torch.inference_mode(False):
-                terms = (
-                    like.detach().new_empty(2, units).fill_(-(self.temperature**2) * math.log(-self.low / self.high))
-                )
-                factors = torch.tensor([1.0, self.temperature]).to(like)
+                shift = -(self.temperature**2) * math.log(-self.low / self.high)
+                terms = like.detach().new_full((draws + 1, len(like)), shift)
+                factors = torch.tensor([1.0] * draws + [self.temperature]).to(like)
             self._room = {key: (terms, factors)}
         return self._room[key]
 
-    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool, again: Again | None = None) -> Tensor:
         if not self._closed_form("open_probability"):
             return super().likely(logits, value, sparing)
         shift = self.temperature * math.log(-self.low / self.high)

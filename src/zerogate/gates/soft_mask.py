@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zerogate.fused import Elementwise
-from zerogate.gates.gate import Again, Gate, Reset, probability, require, unchanged
+from zerogate.gates.gate import Again, Gate, Reset, Room, movable, probability, require
 from zerogate.schedules import Exponential
 
 
@@ -33,6 +33,7 @@ class SoftMask(Gate):
     Raises `ZerogateError` for values outside these ranges.
     """
 
+    rate = 30.0
     temperature: Tensor
 
     def __init__(self, initial_value: float = 0.0, final_temperature: float = 200.0, steps: int | None = None) -> None:
@@ -48,6 +49,7 @@ class SoftMask(Gate):
         self.steps = steps
         self.scale = 1 + math.exp(-initial_value)  # 1/σ(s₀)
         self.steps_done = 0
+        self._room: Room | None = None
         self.register_buffer("temperature", torch.tensor(1.0))
 
     def initial_logits(self, units: int) -> Tensor:
@@ -63,53 +65,48 @@ class SoftMask(Gate):
     def open_probability(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(self.temperature * logits)
 
-    def drawn(self, logits: Tensor, sparing: bool) -> tuple[Tensor, Tensor | None, Again | None]:
+    def drawn(
+        self, logits: Tensor, sparing: bool, examples: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Again | None]:
         if not self._closed_form("sample", "open_probability"):
-            return super().drawn(logits, sparing)
-        beta, scale = self.temperature, self.scale
-        learns = logits.requires_grad and torch.is_grad_enabled()
-
-        def plain(logits: Tensor, beta: Tensor, *_: Tensor) -> Tensor:
-            return torch.sigmoid(beta * logits) * scale
-
-        if not sparing:
-            with torch.no_grad():
-                p = self.open_probability(logits)
-                z = p * scale
-
-            def backward(grad: Tensor, beta: Tensor, p: Tensor) -> Tensor:
-                return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta).mul_(scale)
-
-            return Elementwise.apply(logits, z, (beta, p), backward, plain) if learns else z, p, None
-
-        def compute() -> Tensor:
-            return (beta * logits).sigmoid_().mul_(scale)
-
+            return super().drawn(logits, sparing, examples)
+        beta, scale, again = self.temperature, self.scale, None
         with torch.no_grad():
-            z = compute()
-        again = Again(compute, lambda: plain(logits, beta), unchanged(logits, beta))
+            if sparing:
+                if self._room is None or not self._room.fits(logits):
+                    self._room = Room(logits)
+                p = torch.mul(beta, logits, out=self._room.numbers).sigmoid_()
+                again = Again(lambda: torch.sigmoid(beta * logits), scale, logits, beta, room=self._room)
+            else:
+                p = self.open_probability(logits)
+            z = p * scale
+        if logits.requires_grad and torch.is_grad_enabled():
 
-        def once_more(grad: Tensor, beta: Tensor) -> Tensor:  # β (z − z²/scale) · gradient
-            z = again.take()
-            return z.addcmul_(z, z, value=-1 / scale).mul_(grad).mul_(beta)
+            def backward(grad: Tensor, beta: Tensor, *kept: Tensor) -> Tensor:
+                p = kept[0] if again is None else again.p()
+                return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta * scale)
 
-        return Elementwise.apply(logits, z, (beta,), once_more, plain) if learns else z, None, again
+            def plain(logits: Tensor, beta: Tensor, *_: Tensor) -> Tensor:
+                return torch.sigmoid(beta * logits) * scale
 
-    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool) -> Tensor:
+            z = Elementwise.apply(logits, z, (beta,) if sparing else (beta, p), backward, plain)
+        return z if examples is None else z.expand(examples, -1), p, again
+
+    def likely(self, logits: Tensor, value: Tensor | None, sparing: bool, again: Again | None = None) -> Tensor:
         if not self._closed_form("open_probability"):
             return super().likely(logits, value, sparing)
         beta = self.temperature
 
         def backward(grad: Tensor, p: Tensor) -> Tensor:
+            if grad.stride() == (0,):  # of a sum: one number
+                return torch.ops.aten.sigmoid_backward((grad[:1] * beta).expand_as(grad), p)
             return torch.ops.aten.sigmoid_backward(grad, p).mul_(beta)
 
-        return probability(logits, value, sparing, self.open_probability, backward)
+        return probability(logits, value, sparing, self.open_probability, backward, again)
 
-    def movable_probability(self, logits: Tensor) -> Tensor:
-        # At β s = 20 the gradient of σ(β s) is 0 in float32. Here β grows no further than the spread of s allows.
-        spread = logits.detach().abs().mean().clamp(min=torch.finfo(logits.dtype).tiny)
-        p = torch.sigmoid(torch.minimum(self.temperature, 2 / spread) * logits)
-        return p + (self.open_probability(logits) - p).detach()
+    def movable_probability(self, logits: Tensor, value: Tensor | None = None) -> Tensor:
+        value = self.open_probability(logits.detach()) if value is None else value
+        return movable(logits, 0.0, self.temperature, value)
 
     def restarted(self, logits: Tensor, initial: Tensor, reset: Reset) -> Tensor:
         """min(β·s, s₀), the paper's rule, or with ``reset="code"`` min(s, s₀)."""
@@ -132,6 +129,9 @@ class SoftMask(Gate):
             return
         self.steps_done += 1
         self.temperature.fill_(Exponential(1.0, self.final_temperature, self.steps)(self.steps_done))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_room": None}
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done, "steps": self.steps}

@@ -165,13 +165,20 @@ class TicketSearch:
         if self.number <= self.rounds:
             self._begin()
 
-    def _end_round(self) -> None:
+    def prune(self) -> None:
+        """Behind the last step of a round, closes what is not in the mask that the round has found, so that the network
+        can be evaluated with it. `advance` does it, if it is not done already."""
         gate, sparse = self.sparse.gate, self.sparse
+        if self.number >= self.rounds:
+            return
         if isinstance(gate, Magnitude):
-            final = gate.final(sparse)
-            gate.prune(sparse, final ** ((self.number + 1) / self.rounds))
+            gate.prune(sparse, gate.final(sparse) ** ((self.number + 1) / self.rounds))
         elif isinstance(sparse.objective, Target):
             project(sparse, margin=MARGIN)
+
+    def _end_round(self) -> None:
+        self.prune()
+        gate, sparse = self.sparse.gate, self.sparse
         self._mask = Mask.of(sparse)
         self.history.append(self._mask.density)
         assert self._snapshot is not None
