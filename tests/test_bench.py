@@ -271,6 +271,25 @@ def test_what_is_missing_is_run_and_what_is_recorded_is_not(tmp_path: Path) -> N
         assert repeated[key] == figures[key]
 
 
+def test_a_run_with_a_figure_of_another_among_its_overrides(tmp_path: Path) -> None:
+    short = ["experiment=digits_tickets", "data.limit=64", "model.width=4", "search.rounds=1", "search.length=1",
+             "search.final_length=1", "search.rewind=1it"]  # fmt: skip
+    rows = [{"id": "cs", "label": "cs", "kind": "tickets", "overrides": [*short, "gate.initial_value=-0.02"]},
+            {"id": "imp", "label": "imp", "kind": "tickets",
+             "overrides": [*short, "ticket=imp", "search.density={figure:cs:remaining}"]}]  # fmt: skip
+    jobs = definitions.jobs(definitions.parse("tiny", {"title": "Tiny", "rows": rows}), "cpu", [0])
+    assert jobs[1].config["search.density"] == "@cs"
+    queue = Queue(jobs, Records(tmp_path / "records"), tmp_path / "out", 2, 1, ["data.cache_dir=" + str(tmp_path)],
+                  lambda line: None)  # fmt: skip
+    queue.run()
+    assert queue.failed == {}
+    cs, imp = (queue.records.find("tiny").by_digest()[job.digest] for job in jobs)
+    assert 0 < imp["config"]["search.density"] == cs["figures"]["remaining"] < 1
+    assert imp["figures"]["remaining"] == pytest.approx(
+        cs["figures"]["remaining"], abs=1 / imp["figures"]["gated_weights"]
+    )
+
+
 def test_a_stopped_table_goes_on_where_it_was(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; import test_bench as t\n"
@@ -409,6 +428,21 @@ def test_goals_and_smallest_networks() -> None:
         "Smallest (test accuracy % ≥ 90): ours, 0.5, 400 parameters, 90.50, n = 1.",
         "Best (test accuracy % ≥ 99): none of these rows.",
     ]
+
+
+def test_a_goal_beside_the_row_that_validation_chooses() -> None:
+    rows: Any = TINY["rows"]
+    dense, ours = rows
+    rates = [dense | {"id": f"dense-{rate}"} for rate in (0.1, 0.2)]
+    content = TINY | {
+        "rows": [*rates, ours | {"overrides": [], "goal": {"test_accuracy": {"best": "dense-*", "plus": 0.5}}}]
+    }
+    table = definitions.parse("tiny", content)
+    of_dense = [a_record(row=row, digest=row, figures={"test_accuracy": test, "val_accuracy": val}) for row, test, val in
+                (("dense-0.1", 0.8, 0.9), ("dense-0.2", 0.95, 0.85))]  # fmt: skip
+    ours_alone = [some_records()[2]]
+    assert rendering.render(table, of_dense + ours_alone).sections[0].lines[2].goal == "≥ 80.50: met"
+    assert rendering.render(table, ours_alone).sections[0].lines[0].goal == ""  # none to compare with yet
 
 
 def test_the_plot_has_a_point_with_its_error_for_every_row() -> None:

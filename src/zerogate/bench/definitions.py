@@ -255,8 +255,13 @@ def _job(table: Table, row: Row, seed: int, budget: float, setting: str, profile
         options["learn"] = _shorter(options["learn"], budget)
     config: dict[str, Any] = {}
     if row.kind != "latency":
-        overrides += _shortened(_composed(row.kind, tuple(map(_named, overrides))), budget)
-        config = _composed(row.kind, tuple(map(_named, overrides))) | {"seed": seed}
+        known = [text for text in overrides if "{figure:" not in text]  # the others are numbers that are not there yet
+        later = {
+            key: _named(value) for key, _, value in (text.partition("=") for text in overrides if text not in known)
+        }
+        shorter = _shortened(_composed(row.kind, tuple(map(_named, known))), budget)
+        config = _composed(row.kind, tuple(map(_named, known + shorter))) | {"seed": seed} | later
+        overrides += shorter
     config = {key: value for key, value in config.items() if key not in _NEUTRAL}
     identity = {
         "table": table.name, "row": row.id, "kind": row.kind, "seed": seed, "budget": budget, "recipe": table.version,

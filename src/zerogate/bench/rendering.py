@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -194,7 +195,7 @@ def _section(table: Table, rows: Sequence[Row], chosen: Chosen, title: str) -> S
 
 def _goal(row: Row, table: Table, chosen: Chosen) -> str:
     """What the row should reach and whether its mean does: `column` at least or at most a number, or another row's mean
-    (`row`) plus `plus`."""
+    (`row`, or of those that the pattern `best` names the one that is best on the validation images) plus `plus`."""
     if row.goal is None or row.id not in chosen:
         return ""
     said = []
@@ -202,7 +203,9 @@ def _goal(row: Row, table: Table, chosen: Chosen) -> str:
         reached = columns.value(name, _figures(chosen[row.id])).mean
         limit = wanted
         if isinstance(wanted, Mapping):
-            other = table.row(wanted["row"])
+            other = table.row(wanted["row"]) if "row" in wanted else _best(table, wanted["best"], chosen)
+            if other is None:
+                continue
             figures = _figures(chosen.get(other.id, [])) if other.kind else [other.figures]
             mean = columns.value(name, figures).mean
             if mean is None:
@@ -216,6 +219,16 @@ def _goal(row: Row, table: Table, chosen: Chosen) -> str:
         missed = f"missed by {short:,.{column.digits}f}" if short > 1e-9 else "met"
         said.append(f"{sign} {limit:,.{column.digits}f}: {missed}")
     return "; ".join(said)
+
+
+def _best(table: Table, pattern: str, chosen: Chosen) -> Row | None:
+    """The row that is best on the validation images, of those that match and have been run."""
+    found = []
+    for row in table.rows:
+        if row.id in chosen and fnmatch.fnmatch(row.id, pattern):
+            mean = columns.value("val_accuracy", _figures(chosen[row.id])).mean
+            found += [] if mean is None else [(mean, row)]
+    return max(found, key=lambda entry: entry[0], default=(0.0, None))[1]
 
 
 def _smallest(table: Table, section: str, chosen: Chosen) -> list[str]:
