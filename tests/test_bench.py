@@ -339,7 +339,7 @@ def test_a_run_that_fails_is_said_and_what_needs_it_is_left_out(tmp_path: Path) 
 
 
 def test_time_left_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zerogate.bench.provenance.device", lambda: "a CPU")
+    monkeypatch.setattr("zerogate.provenance.device", lambda: "a CPU")
     jobs = definitions.jobs(TABLE, "cpu", [0, 1, 2])
     records = Records(tmp_path)
 
@@ -352,7 +352,7 @@ def test_time_left_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     records.add(a_record(row="ours-0.5", digest=jobs[1].digest, seconds=60.0))
     assert left(1) == (2 * 40 + 2 * 60, 0)
     assert left(2) == (100.0, 0) and left(9) == (100.0, 0)  # one starts from the other
-    monkeypatch.setattr("zerogate.bench.provenance.device", lambda: "another CPU")
+    monkeypatch.setattr("zerogate.provenance.device", lambda: "another CPU")
     assert left(1) == (0.0, 4)  # times of another machine say nothing
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import zerogate
+from image_sets import make_folder
 from zerogate import cli
 from zerogate.cli import main
 
@@ -267,6 +268,25 @@ def test_resume_refuses_what_would_change_the_run(capsys, gated):
     assert main(["train", f"resume={gated}", *QUICK, f"output={gated}", "trainer.progress=none"]) == 0
     assert "is finished" in capsys.readouterr().out
     assert contents(gated) == before
+
+
+def test_resume_takes_keys_that_only_the_run_has(capsys, tmp_path):
+    """Where its data lie now, and its own command line once more."""
+    make_folder(tmp_path / "here")
+    command = ["data=folder", f"data.path={tmp_path}/here", "model=convnet", "model.width=4", "trainer.max_epochs=1",
+               "+optimizer.amsgrad=false", "scheduler=none", f"output={tmp_path}/run", "trainer.progress=none"]  # fmt: skip
+    assert main(["train", *command]) == 0
+    before = contents(tmp_path / "run")
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "run/result.json").unlink()
+    assert main(["train", f"resume={tmp_path}/run", f"data.path={tmp_path}/there"]) == 0
+    assert (tmp_path / "run/result.json").is_file()
+    capsys.readouterr()
+    (tmp_path / "there").rename(tmp_path / "here")
+    assert main(["train", *command, f"resume={tmp_path}/run/last.ckpt"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    changed = {name for name, content in contents(tmp_path / "run").items() if before.get(name) != content}
+    assert not changed - {"config.yaml", "result.json"}
 
 
 def test_a_diverging_loss_names_its_step_and_keeps_the_checkpoint(capsys, tmp_path, monkeypatch):

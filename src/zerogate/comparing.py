@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from zerogate import plots, runs, settings
+from zerogate import plots, provenance, runs, settings
 from zerogate.callbacks import StoppedError
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.files import write
@@ -82,6 +82,7 @@ def compare(config: DictConfig) -> dict[str, Any]:
     if settings.command_of(config) != "compare":
         raise ConfigError('this configuration is of another command; compose it with compose(overrides, "compare")')
     settings.check(config)
+    provenance.commit()  # remembered: the source may change while this goes on
     folder, config, given, resumed = _opened(config)
     searches = _searches(config, given)
     if resumed:

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
 
 import zerogate
-from zerogate import building, settings
+from zerogate import building, provenance, settings
 from zerogate.callbacks import ProgressLine, RunFiles, StopOnSignal, TensorBoardLog
 from zerogate.errors import CheckpointError, ConfigError
 from zerogate.folder import Run, check_state, load_checkpoint, write_json
@@ -66,6 +63,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         StoppedError: SIGTERM or Ctrl-C; last.ckpt holds the state, `resume` goes on.
     """
     settings.check(config)
+    provenance.commit()  # remembered: the source may change while this goes on
     checkpoint = None
     if config.resume:
         if config.overwrite:
@@ -256,16 +254,9 @@ def _finish(run: Run, config: DictConfig, module: Classifier, batches: ImageData
 
 
 def said(config: DictConfig) -> dict[str, Any]:
-    """The command and the versions that a result is due to."""
-    return {
-        "command": shlex.join(["zerogate", settings.command_of(config), *config.overrides]),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pytorch_lightning": pl.__version__,
-            "zerogate": version("zerogate"),
-        },
-    }
+    """The command, commit, device and versions that a result is due to."""
+    command = shlex.join(["zerogate", settings.command_of(config), *config.overrides])
+    return {"command": command, **provenance.origin("pytorch-lightning")}
 
 
 def remaining(module: Classifier) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from zerogate import building, runs, settings
+from zerogate import building, provenance, runs, settings
 from zerogate.callbacks import StoppedError
 from zerogate.errors import ConfigError
 from zerogate.folder import Run, write_json
@@ -41,6 +41,7 @@ def search(config: DictConfig) -> dict[str, Any]:
     if settings.command_of(config) != "tickets":
         raise ConfigError('this configuration is of another command; compose it with compose(overrides, "tickets")')
     settings.check(config)
+    provenance.commit()  # remembered: the source may change while this goes on
     resumed = bool(config.resume)
     folder, config = _opened(config)
     if resumed and folder.result.is_file():

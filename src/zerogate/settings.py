@@ -39,18 +39,20 @@ LENGTHS = ("T_max", "epochs")
 def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictConfig:
     """The configuration that these Hydra overrides make for a command, interpolations resolved and values checked.
 
-    Its key `overrides` keeps them, so that a run can be told apart from another one later.
+    Its key `overrides` keeps them, so that a run can be told apart from another one later. With `resume=RUN` they stand
+    beside those of the run, which say what keys there are.
 
     Raises:
-        ConfigError: an override that names nothing, cannot be read, or has a value out of range.
+        ConfigError: an override that names nothing, cannot be read, or has a value out of range; RUN holds no run.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")  # model._target_ may be a class of the user's own, in the current directory
     try:
+        given = [*_of_run(overrides, command), *overrides]
         with hydra.initialize_config_module("zerogate.configs", version_base="1.3"):
-            config = hydra.compose(_ROOTS[command], overrides=list(overrides))
+            config = hydra.compose(_ROOTS[command], overrides=given)
             if command == "tickets" and (own := _only(config)):
-                config = hydra.compose(_ROOTS[command], overrides=[*own, *overrides])
+                config = hydra.compose(_ROOTS[command], overrides=[*own, *given])
         OmegaConf.resolve(config)
         with open_dict(config):
             config.overrides = list(overrides)
@@ -64,6 +66,22 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
         raise ConfigError("this experiment is a search for tickets; write `zerogate tickets` in place of train")
     check(config)
     return config
+
+
+def _of_run(overrides: Sequence[str], command: Command) -> list[str]:
+    """The overrides of the run that is to go on, if one is."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    paths = [override.value() for override in parsed if override.key_or_group == "resume"]
+    if not paths or not _text(paths[-1]):
+        return []
+    path = Path(str(paths[-1]))
+    stored = load((path.parent if path.is_file() else path) / "config.yaml")
+    return _beside(stored.overrides, overrides) if command_of(stored) == command else []
+
+
+def _beside(stored: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Those of `stored` that are not given again, which +KEY=VALUE and ~KEY cannot be."""
+    return [text for text in stored if text not in given]
 
 
 def _only(config: DictConfig) -> list[str]:
@@ -293,7 +311,7 @@ def resumed(asked: DictConfig, folder: Path, stored: DictConfig) -> DictConfig:
     given = [text for text in asked.overrides if text.split("=")[0] not in ("resume", "output", "overwrite")]
     command = command_of(stored)
     before = compose(stored.overrides, command)
-    after = compose([*stored.overrides, *given], command)
+    after = compose([*_beside(stored.overrides, given), *given], command)
     config = stored.copy()
     old, new = leaves(before), leaves(after)
     for key in sorted(old.keys() | new.keys()):

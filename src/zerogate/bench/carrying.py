@@ -57,9 +57,7 @@ def _configured(folder: Path, overrides: Sequence[str], extra: Sequence[str], ki
     extra = [*extra, "trainer.progress=plain"]
     if not Run(folder).config.is_file():
         return definitions.compose(kind, [*overrides, *extra, f"output={folder}"])
-    config = definitions.compose(kind, [f"resume={folder}"])
-    config.overrides = [*config.overrides, *extra]  # keys of the run's own data, which `resume` alone does not have
-    return config
+    return definitions.compose(kind, [f"resume={folder}", *extra])
 
 
 def _train(task: Task) -> Done:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zerogate.bench import columns
 from zerogate.bench.columns import Value
 from zerogate.bench.definitions import Table
 from zerogate.bench.rendering import Line, Rendered, Section
@@ -38,7 +39,7 @@ def render(table: Table, folder: Path) -> Rendered:
         ZerogateError: a file that is missing or damaged.
     """
     sections, notes = _SOURCES[table.source["form"]](table, folder)
-    return Rendered(table.name, table.title, sections, [*table.notes, *notes], table.command)
+    return Rendered(table.name, table.title, sections, [*table.notes, *notes], table.command, table.plot)
 
 
 def _number(value: Any) -> str:
@@ -134,8 +135,35 @@ def _zoo(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
     return [total, Section("Every architecture", heads, lines)], [*notes, _origin(record)]
 
 
+_WORDS = {
+    "cs": "continuous sparsification",
+    "l0": "hard concrete",
+    "imp": "iterative magnitude pruning",
+    "gradual": "gradual magnitude pruning",
+    "oneshot": "magnitude pruning at once",
+    "small_dense": "small dense",
+}
+
+
+def _comparison(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+    """compare.json of `zerogate compare`: a row for every kind and density."""
+    record = _read(folder, table.source["file"])
+    lines = []
+    for row in record["rows"]:
+        name = f"{row['kind']}_{1.0 if row['density'] is None else row['density']:g}"
+        figures = [found | {"total_epochs": found["epochs"]} for key, found in record["searches"].items()
+                   if key.rpartition("_")[0] == name]  # fmt: skip
+        cells = {column: columns.value(column, figures) for column in table.columns}
+        label = _WORDS.get(row["kind"], row["kind"])
+        if row["density"] is not None:
+            label += f", {100 * row['density']:g} %"
+        lines.append(Line(name.replace("_", "-"), label, cells, len(figures)))
+    return [Section("", [(name, columns.column(name).head) for name in table.columns], lines)], [_origin(record)]
+
+
 _SOURCES: dict[str, Callable[[Table, Path], tuple[list[Section], list[str]]]] = {
     "repeats": _repeats,
     "overhead": _overhead,
     "zoo": _zoo,
+    "comparison": _comparison,
 }

@@ -144,5 +144,5 @@ def write_documents(results: Path, docs: Path) -> list[Path]:
     return written
 
 
-ORDER = ("lenet", "googlenet", "resnet20", "latency", "overhead", "zoo", "recipes")
+ORDER = ("lenet", "googlenet", "resnet20", "digits", "latency", "overhead", "zoo", "recipes")
 """Of the tables in documents."""

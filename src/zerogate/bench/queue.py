@@ -84,7 +84,7 @@ class Queue:
 
     def _learn(self, job: Job, record: Mapping[str, Any]) -> None:
         """Remember how long an epoch took, of a run on the device that is here."""
-        from zerogate.bench.provenance import device
+        from zerogate.provenance import device
 
         if record["seconds"] is not None and record["device"] == device():
             self.paces.setdefault(job.pace, []).append(record["seconds"] / max(job.epochs, 1))

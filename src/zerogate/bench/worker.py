@@ -63,7 +63,8 @@ def main(path: Path) -> int:
 def _record(job: dict[str, Any], folder: Path, clock: _Clock) -> int:
     import torch
 
-    from zerogate.bench import definitions, provenance
+    from zerogate import provenance
+    from zerogate.bench import definitions
     from zerogate.bench.carrying import Task, carry_out
     from zerogate.bench.records import FORMAT, Records
     from zerogate.callbacks import StoppedError

@@ -160,7 +160,8 @@ class Mask(Mapping[str, Tensor]):
         """Sets what is not kept to zero, in place, and holds it there while the model is trained: its gradients are
         zeroed, and with an optimizer that brings momentum along, its weights again after each step of it.
 
-        Returns a handle; after its ``remove()`` all weights learn again. Raises `ZerogateError` as `check` does."""
+        It holds these parameters, not those of copies or of a model that is made anew. Returns a handle; after its
+        ``remove()`` all weights learn again. Raises `ZerogateError` as `check` does."""
         self.check(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         return Held({parameters[name]: ~t for name, t in self._tensors.items()}, optimizer)

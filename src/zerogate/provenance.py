@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 
 
+@functools.cache  # as it was when first asked: the source may change while a run goes on
 def commit() -> str:
     """The commit of the source that runs, with `+` where tracked source files differ from it; "" outside a repository."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
         try:
