@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from zerogate.bench import columns
 from zerogate.bench.rendering import Line, Rendered, Section
@@ -47,6 +48,9 @@ def _panel(axes: Any, section: Section, wanted: Mapping[str, Any], x: str) -> No
     axes.set(xlabel=columns.column(x).head, ylabel=columns.column(wanted["y"]).head)
     if x in wanted.get("log", ()):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.spines[["top", "right"]].set_visible(False)
 
 
