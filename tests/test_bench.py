@@ -186,6 +186,16 @@ def test_epochs_by_device() -> None:
         definitions.jobs(definitions.load("googlenet"), "cpu", [0], epochs=3)
 
 
+def test_fewer_images_for_all_rows_alike() -> None:
+    table = definitions.load("googlenet")
+    jobs = definitions.jobs(table, "cpu", [0], 0.05, None, "ours-0.39,tp-params-0.39,small-0.39", 12800)
+    assert {job.config["data.limit"] for job in jobs} == {12800} and {job.setting for job in jobs} == {"limit=12800"}
+    whole = definitions.jobs(table, "cpu", [0], 0.05, None, "ours-0.39,tp-params-0.39,small-0.39")
+    assert not {job.digest for job in jobs} & {job.digest for job in whole}
+    both = definitions.jobs(definitions.load("lenet"), "cpu", [0], epochs=3, limit=600, only="l5-dense")
+    assert both[0].setting == "epochs=3,limit=600"
+
+
 def test_the_papers_networks_have_as_many_parameters_as_the_table_says() -> None:
     dense = {"LeNet-300-100": zg.models.lenet300(), "LeNet-5-Caffe": zg.models.lenet5()}
     table = definitions.load("lenet")
@@ -405,12 +415,16 @@ def test_budgets_and_devices_have_sections_of_their_own() -> None:
     lenet = definitions.load("lenet")
     records = [
         a_record(table="lenet", row="l300-dense", setting=setting, digest=setting)
-        for setting in ("cpu", "cuda", "epochs=5")
+        for setting in ("cpu", "cuda", "epochs=5,limit=600")
     ]
     titles = [section.title for section in rendering.render(lenet, records).sections]
     assert titles == [
         f"LeNet-300-100, {words}"
-        for words in ("epochs: 5", "as many epochs as for a GPU", "as many epochs as for a CPU")
+        for words in (
+            "epochs: 5, images of each split: 600",
+            "as many epochs as for a GPU",
+            "as many epochs as for a CPU",
+        )
     ]
 
 
@@ -544,8 +558,10 @@ def test_help_and_options(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 0
         out = capsys.readouterr().out
         assert all(f"  {name} " in out for name in definitions.names()) and "budget=SHARE" in out
-    given = options(["seeds=2", "budget=0.5", "data.path=/d", "trainer.accelerator=cpu", "render=true", "results=r"])
-    assert (given.seeds, given.budget, given.render, given.results) == (2, 0.5, True, Path("r"))
+    given = options(
+        ["seeds=2", "budget=0.5", "data.path=/d", "trainer.accelerator=cpu", "render=true", "results=r", "limit=5"]
+    )
+    assert (given.seeds, given.budget, given.render, given.results, given.limit) == (2, 0.5, True, Path("r"), 5)
     assert given.extra == ("data.path=/d", "trainer.accelerator=cpu")
 
 

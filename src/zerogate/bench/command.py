@@ -24,6 +24,7 @@ Keys
   seeds=N            runs of each row, with seeds 0 to N-1; default: the table's own number
   budget=SHARE       a factor for every number of epochs, the same in all rows; 1 is the table as it is meant
   epochs=N           where a table trains longer on a GPU than on a CPU: this many
+  limit=N            of each split of the data, so many images, the same in all rows
   only=PATTERN       rows by their ids, several patterns between commas; rows that these start from are run as well
   workers=N          runs at once; default: one for each core, 8 at most on a GPU
   render=true        run nothing
@@ -50,6 +51,7 @@ class Options:
     seeds: int | None = None
     budget: float = 1.0
     epochs: int | None = None
+    limit: int | None = None
     only: str = "*"
     workers: int | None = None
     render: bool = False
@@ -88,7 +90,7 @@ def _text(key: str, text: str) -> str:
 
 
 _READ: Mapping[str, Callable[[str, str], Any]] = {
-    "seeds": _whole, "budget": _share, "epochs": _whole, "only": _text, "workers": _whole, "render": _flag,
+    "seeds": _whole, "budget": _share, "epochs": _whole, "limit": _whole, "only": _text, "workers": _whole, "render": _flag,
     "results": lambda key, text: Path(_text(key, text)), "output": lambda key, text: Path(_text(key, text)),
     "docs": lambda key, text: Path(_text(key, text)),
 }  # fmt: skip
@@ -155,7 +157,7 @@ def _run(table: definitions.Table, given: Options) -> int:
     cuda = torch.cuda.is_available() and "trainer.accelerator=cpu" not in given.extra
     profile = "cuda" if cuda else "cpu"
     seeds = range(given.seeds or table.seeds[profile])
-    asked = definitions.jobs(table, profile, seeds, given.budget, given.epochs, given.only)
+    asked = definitions.jobs(table, profile, seeds, given.budget, given.epochs, given.only, given.limit)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = 1 if table.alone else given.workers or (min(cores, 8) if cuda else cores)
     threads = 1 if table.alone else max(1, cores // workers)

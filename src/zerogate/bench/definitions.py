@@ -212,12 +212,13 @@ class Job:
 
 
 def jobs(table: Table, profile: str, seeds: Sequence[int], budget: float = 1.0, epochs: int | None = None,
-         only: str = "*") -> list[Job]:  # fmt: skip
+         only: str = "*", limit: int | None = None) -> list[Job]:  # fmt: skip
     """Every run that a table asks for; those that others need come before these.
 
     Args:
         profile: `cpu` or `cuda`. seeds: of each row. budget: a factor for every number of epochs.
         epochs: in place of the rows' own by profile. only: a pattern of the rows' ids, or several between commas.
+        limit: so many images of each split.
 
     Raises:
         ConfigError: a configuration that cannot be composed, or a pattern that no row matches.
@@ -226,7 +227,9 @@ def jobs(table: Table, profile: str, seeds: Sequence[int], budget: float = 1.0, 
         raise ConfigError(
             f"table {table.name} has its epochs in its recipe; shorten it with budget=, not epochs={epochs}"
         )
-    setting = f"epochs={epochs}" if epochs is not None else profile if table.depends_on_device else ""
+    parts = [f"epochs={epochs}" if epochs is not None else profile if table.depends_on_device else ""]
+    setting = ",".join(filter(None, [*parts, "" if limit is None else f"limit={limit}"]))
+    given = [] if limit is None else [f"data.limit={limit}"]
     fitting = [row for row in table.rows if row.kind and (only != "*" or row.profile in ("", profile))]
     wanted = [row for row in fitting if any(fnmatch.fnmatch(row.id, pattern) for pattern in only.split(","))]
     if not wanted:
@@ -236,7 +239,7 @@ def jobs(table: Table, profile: str, seeds: Sequence[int], budget: float = 1.0, 
     def make(row: Row, seed: int) -> Job:
         if (row.id, seed) not in made:
             needs = tuple(make(table.row(name), seed) for name in row.needs())
-            made[row.id, seed] = _job(table, row, seed, budget, setting, profile, epochs, needs)
+            made[row.id, seed] = _job(table, row, seed, budget, setting, profile, epochs, needs, given)
         return made[row.id, seed]
 
     for seed in seeds:
@@ -246,8 +249,8 @@ def jobs(table: Table, profile: str, seeds: Sequence[int], budget: float = 1.0, 
 
 
 def _job(table: Table, row: Row, seed: int, budget: float, setting: str, profile: str, epochs: int | None,
-         needs: tuple[Job, ...]) -> Job:  # fmt: skip
-    overrides = list(row.overrides)
+         needs: tuple[Job, ...], given: Sequence[str]) -> Job:  # fmt: skip
+    overrides = [*row.overrides, *(given if row.kind != "latency" else ())]
     if row.epochs:
         overrides.append(f"trainer.max_epochs={epochs or row.epochs[profile]}")
     options = dict(row.options)

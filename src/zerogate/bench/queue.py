@@ -146,7 +146,7 @@ class Queue:
             for key, _, value in (text.partition("=") for text in self.extra)
         ]  # no machine's paths
         shown += [f"budget={job.budget:g}"] * (job.budget != 1)
-        shown += [job.setting] * job.setting.startswith("epochs=")
+        shown += [part for part in job.setting.split(",") if "=" in part]
         task = {
             "table": job.table, "row": job.row.id, "label": job.row.label, "kind": job.row.kind, "seed": job.seed,
             "budget": job.budget, "setting": job.setting, "recipe": job.recipe, "digest": job.digest,

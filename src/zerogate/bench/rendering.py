@@ -154,7 +154,8 @@ def render(table: Table, records: Sequence[Mapping[str, Any]]) -> Rendered:
 
 def _suffix(budget: float, setting: str) -> str:
     words = {"cpu": "as many epochs as for a CPU", "cuda": "as many epochs as for a GPU", "": ""}
-    parts = [words.get(setting, setting.replace("epochs=", "epochs: "))]
+    parts = [words.get(part, part.replace("epochs=", "epochs: ").replace("limit=", "images of each split: "))
+             for part in setting.split(",")]  # fmt: skip
     if budget != 1:
         parts.append(f"budget {budget:g}: all numbers of epochs times {budget:g}")
     return ", ".join(filter(None, parts))
