@@ -47,7 +47,7 @@ def test_experiment_makes_its_model_gate_and_schedule(experiment):
         )  # gates that share the weights' rate hardly move
     optimizer = building.instantiate("optimizer", config.optimizer)([{"params": model.parameters()}])
     if config.scheduler._target_ is not None:
-        building.make_scheduler(config, "scheduler")(optimizer)
+        building.make_scheduler(config, "scheduler", 1000)(optimizer)
         assert max(config.scheduler.get("milestones", [0])) < config.trainer.max_epochs
 
 
@@ -82,7 +82,7 @@ def test_ticket_experiments_carry_their_protocols():
         assert (config.gate_lr, config.data.batch_size, config.sparsify.unit) == (0.1, 128, "weight")
         assert (config.objective.weight, config.objective.reduce, config.gate.final_temperature) == (1e-8, "sum", 200)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    assert sorted(building.make_scheduler(gpu, "scheduler")(optimizer).milestones) == [56, 71]
+    assert sorted(building.make_scheduler(gpu, "scheduler", 85 * 352)(optimizer).milestones) == [56 * 352, 71 * 352]
 
 
 @pytest.mark.parametrize("ticket", options("ticket"))
@@ -148,9 +148,9 @@ def test_experiment_overrides_groups_and_the_command_line_overrides_both():
 def test_schedules_follow_the_length_of_the_run(group):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     cosine = settings.compose([f"{group}=cosine", "trainer.max_epochs=7"])
-    assert building.make_scheduler(cosine, group)(optimizer).T_max == 7
+    assert building.make_scheduler(cosine, group, 700)(optimizer).T_max == 7
     drops = settings.compose([f"{group}=drops", "trainer.max_epochs=8"])
-    assert sorted(building.make_scheduler(drops, group)(optimizer).milestones) == [5, 6]
+    assert sorted(building.make_scheduler(drops, group, 800)(optimizer).milestones) == [528, 672]
 
 
 @pytest.mark.parametrize(("command", "checks"), [

@@ -17,12 +17,22 @@ def optimizer() -> torch.optim.SGD:
     return torch.optim.SGD(groups, momentum=0.9)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "expected"), [(85, [56, 71]), (8, [5, 6]), (4, [2, 3]), (100, [66, 84]), (1, [1, 1])]
-)
-def test_drops_lie_at_shares_of_the_run(epochs: int, expected: list[int]) -> None:
-    assert sorted(rates.drops(optimizer(), [0.66, 0.84], epochs).milestones.elements()) == expected
-    assert [*rates.drops(optimizer(), [0.29], 100).milestones] == [29]  # 0.29 · 100 is 28.999999999999996
+@pytest.mark.parametrize(("steps", "expected"), [(1408, [930, 1183]), (100, [66, 84]), (3, [2, 3]), (1, [1, 1])])
+def test_drops_lie_at_shares_of_the_run(steps: int, expected: list[int]) -> None:
+    assert sorted(rates.drops(optimizer(), [0.66, 0.84], steps).milestones.elements()) == expected
+    assert [*rates.drops(optimizer(), [0.07], 100).milestones] == [7]  # 0.07 · 100 is 7.000000000000001
+
+
+def test_the_first_step_after_a_share_has_the_lower_rate() -> None:
+    which = optimizer()
+    schedule = rates.drops(which, [0.5, 0.75], 8)
+    used = []
+    for _ in range(8):
+        used.append(which.param_groups[0]["lr"])
+        which.step()
+        schedule.step()
+    assert used == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert rates.interval(schedule) == "step" and rates.interval(MultiStepLR(which, [2])) == "epoch"
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 66, True, "0.5"])
@@ -32,18 +42,18 @@ def test_shares_that_are_none_are_refused(share: Any) -> None:
 
 
 def test_groups_have_schedules_of_their_own_that_resume() -> None:
-    def make(which: torch.optim.Optimizer) -> rates.Apart:
-        return rates.Apart(
-            which, {"weights": lambda o: MultiStepLR(o, [2, 4]), "gates": lambda o: CosineAnnealingLR(o, 6)}
-        )
+    def make(which: torch.optim.Optimizer) -> list[rates.Apart]:
+        return [rates.Apart(which, "weights", lambda o: rates.drops(o, [0.3, 0.6], 6)),
+                rates.Apart(which, "gates", lambda o: CosineAnnealingLR(o, 6))]  # fmt: skip
 
-    def steps(which: torch.optim.Optimizer, schedule: rates.Apart, count: int) -> list[list[float]]:
+    def steps(which: torch.optim.Optimizer, schedules: list[rates.Apart], count: int) -> list[list[float]]:
         found = []
         for _ in range(count):
             which.step()
-            schedule.step()
+            for schedule in schedules:
+                schedule.step()
             found.append([group["lr"] for group in which.param_groups])
-            assert schedule.get_last_lr() == found[-1]
+            assert schedules[0].get_last_lr() == schedules[1].get_last_lr() == found[-1]
         return found
 
     whole = optimizer()
@@ -56,10 +66,12 @@ def test_groups_have_schedules_of_their_own_that_resume() -> None:
             schedule.step()
         assert expected == [one.param_groups[0]["lr"], two.param_groups[1]["lr"]]
     stopped = optimizer()
-    schedule = make(stopped)
-    assert steps(stopped, schedule, 3) == wanted[:3]
+    schedules = make(stopped)
+    assert [schedule.interval for schedule in schedules] == ["step", "epoch"]
+    assert steps(stopped, schedules, 3) == wanted[:3]
     again = optimizer()
     resumed = make(again)
     again.load_state_dict(stopped.state_dict())
-    resumed.load_state_dict(schedule.state_dict())
+    for new, old in zip(resumed, schedules, strict=True):
+        new.load_state_dict(old.state_dict())
     assert steps(again, resumed, 3) == wanted[3:]

@@ -227,8 +227,8 @@ def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.
         model,
         sparse,
         optimizer=instantiate("optimizer", config.optimizer),
-        scheduler=make_scheduler(config, "scheduler"),
-        gate_scheduler=make_scheduler(config, "gate_scheduler"),
+        scheduler=make_scheduler(config, "scheduler", total_steps(config, batches)),
+        gate_scheduler=make_scheduler(config, "gate_scheduler", total_steps(config, batches)),
         lr=config.optimizer.lr,
         gate_lr=config.gate_lr,
         weight_decay=config.optimizer.get("weight_decay") or 0.0,
@@ -246,13 +246,18 @@ def _excluded(config: DictConfig) -> list[str] | None:
     return None if config.sparsify.exclude is None else list(config.sparsify.exclude)
 
 
-def make_scheduler(config: DictConfig, group: str) -> Any:
-    """What makes the schedule of the group `scheduler` or `gate_scheduler` from an optimizer; None where there is none."""
+def make_scheduler(config: DictConfig, group: str, steps: int) -> Any:
+    """What makes the schedule of the group `scheduler` or `gate_scheduler` from an optimizer, for a run of so many
+    optimizer steps; None where there is none."""
     node = config.get(group)
     if node is None or not node.get("_target_"):  # configurations of before gates had their own have none
         return None
-    epochs = {key: config.trainer.max_epochs for key in settings.LENGTHS if key in node and node[key] is None}
-    return instantiate(group, node, **epochs)
+    lengths = {
+        key: steps if key == "steps" else config.trainer.max_epochs
+        for key in settings.LENGTHS
+        if key in node and node[key] is None
+    }
+    return instantiate(group, node, **lengths)
 
 
 def gated_share(config: DictConfig, model: nn.Module, examples: Tensor) -> tuple[int, int, int]:

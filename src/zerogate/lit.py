@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from zerogate.data import Augment, Batches, ImageData
 from zerogate.errors import ZerogateError
-from zerogate.rates import Apart
+from zerogate.rates import Apart, interval
 from zerogate.tickets import TicketSearch
 
 
@@ -75,7 +75,8 @@ class Classifier(pl.LightningModule):
         model: maps images [B, C, H, W] to logits [B, num_classes]; gated already if `sparse` is given.
         sparse: the handle of `zerogate.sparsify`, or None for a dense network.
         optimizer: makes the optimizer from parameter groups.
-        scheduler: makes a learning-rate scheduler, stepped once an epoch, from the optimizer; or None.
+        scheduler: makes a learning-rate scheduler from the optimizer, stepped once an epoch unless its `interval` is
+            `step`; or None.
         gate_scheduler: the same for the gates alone; None where they follow that of the weights.
         lr, weight_decay: of the weights. gate_lr: of the gates, which never decay; None for the default of `param_groups`.
         num_classes: number of classes.
@@ -120,17 +121,18 @@ class Classifier(pl.LightningModule):
         return [{"name": "weights", "params": weights, "lr": self.lr, "weight_decay": self.weight_decay}]
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the scheduler if there is one."""
+        """The optimizer, and the schedulers that there are."""
         optimizer = self.make_optimizer(self.parameter_groups())
         make: dict[str, Callable[[Optimizer], LRScheduler]] = {}
         if self.make_scheduler is not None:
             make["weights"] = self.make_scheduler
         if self.make_gate_scheduler is not None and any(group["name"] == "gates" for group in optimizer.param_groups):
             make["gates"] = self.make_gate_scheduler
-        if not make:
-            return optimizer
-        schedule = Apart(optimizer, make) if "gates" in make else make["weights"](optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
+        if "gates" in make:
+            schedules: list[LRScheduler] = [Apart(optimizer, name, made) for name, made in make.items()]
+        else:
+            schedules = [made(optimizer) for made in make.values()]
+        return [optimizer], [{"scheduler": schedule, "interval": interval(schedule)} for schedule in schedules]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of images [B, C, H, W]."""

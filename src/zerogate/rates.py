@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -12,47 +12,57 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from zerogate.errors import ConfigError
 
 
-def drops(optimizer: Optimizer, at: Sequence[float], epochs: int, gamma: float = 0.1) -> MultiStepLR:
-    """Multiplies the learning rates by ``gamma`` at these shares of a run, with the beginning of the epoch that they lie
-    in: 0.66 and 0.84 of 85 epochs are epochs 56 and 71.
+class Drops(MultiStepLR):
+    """A `MultiStepLR` whose milestones are optimizer steps."""
+
+    interval = "step"
+
+
+def drops(optimizer: Optimizer, at: Sequence[float], steps: int, gamma: float = 0.1) -> Drops:
+    """Multiplies the learning rates by ``gamma`` at these shares of a run of so many optimizer steps: with at=[0.66] and
+    1,000 steps the first 660 have the whole rate.
 
     Raises `ConfigError` for shares outside of (0, 1)."""
     for share in at:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
             raise ConfigError(f"at={list(at)} are shares of the run, between 0 and 1, got {share}")
-    # A share such as 0.29 of 100 epochs must not fall short of its epoch by rounding.
-    return MultiStepLR(optimizer, [max(1, math.floor(share * epochs + 1e-9)) for share in at], gamma)
+    # A share such as 0.07 of 100 steps must not lie a step late by rounding.
+    return Drops(optimizer, [max(1, math.ceil(share * steps - 1e-6)) for share in at], gamma)
+
+
+def interval(schedule: LRScheduler) -> str:
+    """What a schedule counts: `step` or `epoch`."""
+    return str(getattr(schedule, "interval", "epoch"))
 
 
 class Apart(LRScheduler):
-    """A schedule of its own for each named parameter group of an optimizer.
+    """The schedule of one named parameter group of an optimizer; the others are left alone.
 
     Args:
         optimizer: its groups have a ``name``.
-        make: makes the schedule of a group from an optimizer of that group alone, by the group's name.
+        name: of the group. make: makes the schedule from an optimizer of that group alone.
     """
 
-    def __init__(self, optimizer: Optimizer, make: Mapping[str, Callable[[Optimizer], LRScheduler]]) -> None:
+    def __init__(self, optimizer: Optimizer, name: str, make: Callable[[Optimizer], LRScheduler]) -> None:
         self.optimizer = optimizer
-        self._of = {name: made(_Group(optimizer, name)) for name, made in make.items()}
+        self._of = make(_Group(optimizer, name))
+        self.interval = interval(self._of)
 
     def step(self, epoch: int | None = None) -> None:
-        """Moves all of them on."""
-        for schedule in self._of.values():
-            schedule.step()
+        """Moves it on."""
+        self._of.step()
 
     def get_last_lr(self) -> list[Any]:
         """The learning rates that were set last, of all groups of the optimizer."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the schedules, by the name of their group."""
-        return {name: schedule.state_dict() for name, schedule in self._of.items()}
+        """The schedule's own."""
+        return self._of.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-        for name, schedule in self._of.items():
-            schedule.load_state_dict(state_dict[name])
+        self._of.load_state_dict(state_dict)
 
 
 class _Group(Optimizer):

@@ -125,7 +125,7 @@ def _stage(
     if checkpoint is None:
         run.begin(config)
     for group in ("scheduler", "gate_scheduler"):
-        setattr(module, f"make_{group}", building.make_scheduler(config, group))
+        setattr(module, f"make_{group}", building.make_scheduler(config, group, part.steps))
     # The first stage is what `zerogate train` would do; the others go through the data in another order.
     module.seed = batches.train.seed = seed_of(config.seed, -number) if number else config.seed
     return runs.carry_out(run, config, module, batches, part.steps, checkpoint)

@@ -32,8 +32,8 @@ NEUTRAL: dict[Command, tuple[str, ...]] = {
     "tickets": _NEUTRAL,  # the epochs of a search are those of its stages, which its masks follow
     "compare": (*_NEUTRAL, "compare.kinds", "compare.densities", "compare.seeds", "compare.workers"),
 }
-LENGTHS = ("T_max", "epochs")
-"""Keys of a schedule that are filled with the epochs of the run where they are null."""
+LENGTHS = ("T_max", "epochs", "steps")
+"""Keys of a schedule that are filled with the epochs, or optimizer steps, of the run where they are null."""
 
 
 def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictConfig:
