@@ -528,7 +528,7 @@ def test_what_cannot_be_built_layer_by_layer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bench", "lenot"], "unknown table 'lenot'; choose one of googlenet"),
+        (["bench", "lenot"], "unknown table 'lenot'; choose one of digits"),
         (["bench", "seeds=1"], "takes a table"),
         (["bench", "lenet", "seeds=0"], "seeds=0"),
         (["bench", "lenet", "budget=2"], "budget=2"),

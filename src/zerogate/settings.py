@@ -43,12 +43,13 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
     beside those of the run, which say what keys there are.
 
     Raises:
-        ConfigError: an override that names nothing, cannot be read, or has a value out of range; RUN holds no run.
+        ConfigError: an override that names nothing, cannot be read, or has a value out of range; RUN's config.yaml is
+            damaged.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")  # model._target_ may be a class of the user's own, in the current directory
+    given = [*_of_run(overrides, command), *overrides]
     try:
-        given = [*_of_run(overrides, command), *overrides]
         with hydra.initialize_config_module("zerogate.configs", version_base="1.3"):
             config = hydra.compose(_ROOTS[command], overrides=given)
             if command == "tickets" and (own := _only(config)):
@@ -69,13 +70,19 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
 
 
 def _of_run(overrides: Sequence[str], command: Command) -> list[str]:
-    """The overrides of the run that is to go on, if one is."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    """The overrides of the run that is to go on, if one is there."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:  # composing says what is wrong
+        return []
     paths = [override.value() for override in parsed if override.key_or_group == "resume"]
     if not paths or not _text(paths[-1]):
         return []
     path = Path(str(paths[-1]))
-    stored = load((path.parent if path.is_file() else path) / "config.yaml")
+    path = (path.parent if path.is_file() else path) / "config.yaml"
+    if not path.is_file():
+        return []
+    stored = load(path)
     return _beside(stored.overrides, overrides) if command_of(stored) == command else []
 
 
