@@ -96,11 +96,16 @@ def kept_channels(results: Results) -> Figure:
 
 def svg(figure: Figure) -> str:
     """A figure as an inline SVG element."""
+    drawn = svg_document(figure)
+    return drawn[drawn.index("<svg") :]
+
+
+def svg_document(figure: Figure) -> str:
+    """A figure as a whole SVG file, the same text for the same figure."""
     text = io.StringIO()
     with rc_context(_STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    drawn = text.getvalue()
-    return drawn[drawn.index("<svg") :]
+    return text.getvalue()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

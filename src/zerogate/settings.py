@@ -78,8 +78,9 @@ def _of_run(overrides: Sequence[str], command: Command) -> list[str]:
     paths = [override.value() for override in parsed if override.key_or_group == "resume"]
     if not paths or not _text(paths[-1]):
         return []
-    path = Path(str(paths[-1]))
-    path = (path.parent if path.is_file() else path) / "config.yaml"
+    from zerogate.folder import Run  # imports Lightning, which a run that goes on needs anyway
+
+    path = Run.of(str(paths[-1])).config
     if not path.is_file():
         return []
     stored = load(path)

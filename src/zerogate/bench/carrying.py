@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from zerogate import building, runs, settings, timing
+from zerogate import building, runs, searches, settings, timing
 from zerogate.bench import definitions, latency, networks, pruned
 from zerogate.bench.records import curve_of
 from zerogate.folder import Run
@@ -68,7 +67,7 @@ def _train(task: Task) -> Done:
 
 def _tickets(task: Task) -> Done:
     config = _configured(task.folder, [*task.overrides, f"seed={task.seed}"], task.extra, "tickets")
-    result = importlib.import_module("zerogate.searches").search(config)
+    result = searches.search(config)
     run = Run(task.folder)
     kept = ("remaining", "gated_weights", "remaining_weights", "history", "epochs", "file_bytes", "dense_bytes")
     figures = _of_result(result) | {key: result[key] for key in kept if key in result}

@@ -295,12 +295,7 @@ def compose(kind: str, overrides: Sequence[str]) -> Any:
     """The configuration of a run of that kind."""
     from zerogate import settings
 
-    if kind != "tickets":
-        return settings.compose(overrides)
-    if not (TABLES.parents[1] / "configs/tickets.yaml").is_file():
-        raise ConfigError("this zerogate has no command tickets, which the row needs; install one that has")
-    composed: Any = settings.compose
-    return composed(overrides, "tickets")
+    return settings.compose(overrides, "tickets" if kind == "tickets" else "train")
 
 
 @functools.cache

@@ -101,12 +101,9 @@ def narrow(network: str, share: float, num_classes: int = 10, in_channels: int =
         num_classes, in_channels, image_size: of the data.
 
     Raises:
-        ZerogateError: the share cannot be reached, or this zerogate has no `small_dense`.
+        ZerogateError: the share cannot be reached.
     """
-    make = getattr(zerogate, "small_dense", None)
-    if make is None:
-        raise ZerogateError("this zerogate has no small_dense, which the row needs; install a later one")
     dense = hydra.utils.get_object(network)(num_classes=num_classes, in_channels=in_channels)
-    small = make(dense, torch.zeros(2, in_channels, image_size, image_size), share=share)
+    small = zerogate.small_dense(dense, torch.zeros(2, in_channels, image_size, image_size), share=share)
     init_kaiming(small, mode="fan_in")  # as the dense networks of this library start, which small_dense cannot know
     return small

@@ -10,7 +10,7 @@ from typing import Any
 from zerogate.bench import columns
 from zerogate.bench.columns import Value
 from zerogate.bench.definitions import Table
-from zerogate.bench.rendering import Line, Rendered, Section
+from zerogate.bench.rendering import Line, Rendered, Section, non_empty
 from zerogate.errors import ZerogateError
 
 
@@ -92,10 +92,9 @@ def _overhead(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
                 goal = f"≤ {row['goal']:g}: {'met' if row[key] <= row['goal'] else 'missed'}"
             place = f"{measure}/{row['network']}/{row['gates']}/{row['batch']}"
             lines.append(Line(place, row["gates"], cells, row.get("n", 0), goal))
-        shown = [pair for pair in heads if any(str(line.cells.get(pair[0], "")) for line in lines)]
         meaning = record.get("meanings", {}).get(measure)
         meaning = ", ".join(meaning) if isinstance(meaning, list) else meaning
-        sections.append(Section(measure, shown, lines, [f"{measure}: {meaning}."] if meaning else []))
+        sections.append(Section(measure, non_empty(heads, lines), lines, [f"{measure}: {meaning}."] if meaning else []))
     return sections, [_origin(record)]
 
 

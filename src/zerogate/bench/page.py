@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from zerogate.bench import definitions, older
@@ -48,18 +47,14 @@ def _svg(table: Rendered) -> str:
     if table.plot is None:
         return ""
     try:
-        from matplotlib import rc_context
-
         from zerogate.bench.figures import plot
+        from zerogate.plots import svg_document
     except ModuleNotFoundError as error:
         raise ZerogateError("plots need matplotlib; pip install 'zerogate[train]'") from error
     figure = plot(table)
     if figure is None:
         return ""
-    text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "zerogate"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in svg_document(figure).splitlines()) + "\n"
 
 
 def results_page(tables: list[Rendered], plots: str = "results") -> str:
@@ -119,21 +114,26 @@ def with_results(readme: str, results: str) -> str:
 
 def documents(results: Path, docs: Path) -> dict[Path, str]:
     """The texts of docs/results.md and README.md as the records have them."""
+    return _documents(results, docs)[0]
+
+
+def _documents(results: Path, docs: Path) -> tuple[dict[Path, str], list[tuple[Rendered, list[str]]]]:
+    """These, and what `rendered` gives of every table."""
     readme = docs.parent / "README.md"
     if not docs.is_dir() or not readme.is_file():
         raise ConfigError(f"docs={docs} is no folder beside a README.md; run this in a clone, or give docs=DIR")
     tables = [definitions.load(name) for name in ORDER]
-    shown = [rendered(table, results)[0] for table in tables]
+    found = [rendered(table, results) for table in tables]
+    shown = [table for table, _ in found]
     part = readme_results(tables, shown, docs.name)
-    return {docs / "results.md": results_page(shown), readme: with_results(readme.read_text(), part)}
+    return {docs / "results.md": results_page(shown), readme: with_results(readme.read_text(), part)}, found
 
 
 def write_documents(results: Path, docs: Path) -> list[Path]:
     """Write docs/results.md, the README's results, and for every table that has something its files in docs/results."""
-    texts = documents(results, docs)
+    texts, found = _documents(results, docs)
     written = []
-    for name in ORDER:
-        table, problems = rendered(definitions.load(name), results)
+    for table, problems in found:
         for problem in problems:
             print(problem)
         if table.sections:

@@ -191,7 +191,12 @@ def _section(table: Table, rows: Sequence[Row], chosen: Chosen, title: str) -> S
         seeds = [record["seed"] for record in chosen.get(row.id, ())]
         lines.append(Line(row.id, row.label, cells, len(seeds), _goal(row, table, chosen), seeds))
     heads = [(name, columns.column(name).head) for name in table.columns]
-    return Section(title, [pair for pair in heads if any(str(line.cells[pair[0]]) for line in lines)], lines)
+    return Section(title, non_empty(heads, lines), lines)
+
+
+def non_empty(heads: Sequence[tuple[str, str]], lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """The columns in which any line has something."""
+    return [pair for pair in heads if any(str(line.cells.get(pair[0], "")) for line in lines)]
 
 
 def _goal(row: Row, table: Table, chosen: Chosen) -> str:
