@@ -195,6 +195,16 @@ def test_fewer_images_for_all_rows_alike() -> None:
     assert both[0].setting == "epochs=3,limit=600"
 
 
+def test_a_precision_for_all_rows_alike() -> None:
+    table, wanted = definitions.load("googlenet"), "ours-0.39,tp-params-0.39,small-0.39"
+    jobs = definitions.jobs(table, "cpu", [0], 0.05, None, wanted, precision="bf16-mixed")
+    assert {job.config["trainer.precision"] for job in jobs} == {"bf16-mixed"}
+    assert {job.setting for job in jobs} == {"precision=bf16-mixed"}
+    assert not {job.digest for job in jobs} & {
+        job.digest for job in definitions.jobs(table, "cpu", [0], 0.05, None, wanted)
+    }
+
+
 def test_the_papers_networks_have_as_many_parameters_as_the_table_says() -> None:
     dense = {"LeNet-300-100": zg.models.lenet300(), "LeNet-5-Caffe": zg.models.lenet5()}
     table = definitions.load("lenet")
@@ -414,13 +424,13 @@ def test_budgets_and_devices_have_sections_of_their_own() -> None:
     lenet = definitions.load("lenet")
     records = [
         a_record(table="lenet", row="l300-dense", setting=setting, digest=setting)
-        for setting in ("cpu", "cuda", "epochs=5,limit=600")
+        for setting in ("cpu", "cuda", "epochs=5,limit=600,precision=bf16-mixed")
     ]
     titles = [section.title for section in rendering.render(lenet, records).sections]
     assert titles == [
         f"LeNet-300-100, {words}"
         for words in (
-            "epochs: 5, images of each split: 600",
+            "epochs: 5, images of each split: 600, precision: bf16-mixed",
             "as many epochs as for a GPU",
             "as many epochs as for a CPU",
         )
@@ -530,6 +540,7 @@ def test_what_cannot_be_built_layer_by_layer_is_refused() -> None:
         (["bench", "lenot"], "unknown table 'lenot'; choose one of digits"),
         (["bench", "seeds=1"], "takes a table"),
         (["bench", "lenet", "seeds=0"], "seeds=0"),
+        (["bench", "lenet", "precision=16"], "bf16-mixed"),
         (["bench", "lenet", "budget=2"], "budget=2"),
         (["bench", "lenet", "budget=x"], "budget=x"),
         (["bench", "lenet", "render=yes"], "render=yes"),
@@ -558,8 +569,10 @@ def test_help_and_options(capsys: pytest.CaptureFixture[str]) -> None:
         out = capsys.readouterr().out
         assert all(f"  {name} " in out for name in definitions.names()) and "budget=SHARE" in out
     given = options(
-        ["seeds=2", "budget=0.5", "data.path=/d", "trainer.accelerator=cpu", "render=true", "results=r", "limit=5"]
-    )
+        ["seeds=2", "budget=0.5", "data.path=/d", "trainer.accelerator=cpu", "render=true", "results=r", "limit=5",
+         "precision=bf16-mixed"]
+    )  # fmt: skip
+    assert given.precision == "bf16-mixed"
     assert (given.seeds, given.budget, given.render, given.results, given.limit) == (2, 0.5, True, Path("r"), 5)
     assert given.extra == ("data.path=/d", "trainer.accelerator=cpu")
 

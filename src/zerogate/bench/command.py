@@ -25,6 +25,7 @@ Keys
   budget=SHARE       a factor for every number of epochs, the same in all rows; 1 is the table as it is meant
   epochs=N           where a table trains longer on a GPU than on a CPU: this many
   limit=N            of each split of the data, so many images, the same in all rows
+  precision=NAME     of training, {precisions}, the same in all rows; default: what the table says
   only=PATTERN       rows by their ids, several patterns between commas; rows that these start from are run as well
   workers=N          runs at once; default: one for each core, 8 at most on a GPU
   render=true        run nothing
@@ -36,12 +37,13 @@ Every finished run is a file of its own and is never run again, on whatever mach
 or SIGTERM, the same command goes on where it stopped.
 """
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+
 
 def help_text() -> str:
     """What `zerogate bench --help` prints."""
-    return HELP.replace(
-        "{tables}", "\n  ".join(f"{name:10} {definitions.load(name).title}" for name in definitions.names())
-    )
+    tables = "\n  ".join(f"{name:10} {definitions.load(name).title}" for name in definitions.names())
+    return HELP.replace("{tables}", tables).replace("{precisions}", "|".join(PRECISIONS))
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Options:
     budget: float = 1.0
     epochs: int | None = None
     limit: int | None = None
+    precision: str | None = None
     only: str = "*"
     workers: int | None = None
     render: bool = False
@@ -77,6 +80,12 @@ def _share(key: str, text: str) -> float:
     return value
 
 
+def _precision(key: str, text: str) -> str:
+    if text not in PRECISIONS:
+        raise ConfigError(f"{key}={text} will not do; {key} takes one of {', '.join(PRECISIONS)}")
+    return text
+
+
 def _flag(key: str, text: str) -> bool:
     if text not in ("true", "false"):
         raise ConfigError(f"{key}={text} will not do; {key} takes true or false")
@@ -90,7 +99,8 @@ def _text(key: str, text: str) -> str:
 
 
 _READ: Mapping[str, Callable[[str, str], Any]] = {
-    "seeds": _whole, "budget": _share, "epochs": _whole, "limit": _whole, "only": _text, "workers": _whole, "render": _flag,
+    "seeds": _whole, "budget": _share, "epochs": _whole, "limit": _whole, "precision": _precision, "only": _text,
+    "workers": _whole, "render": _flag,
     "results": lambda key, text: Path(_text(key, text)), "output": lambda key, text: Path(_text(key, text)),
     "docs": lambda key, text: Path(_text(key, text)),
 }  # fmt: skip
@@ -157,7 +167,8 @@ def _run(table: definitions.Table, given: Options) -> int:
     cuda = torch.cuda.is_available() and "trainer.accelerator=cpu" not in given.extra
     profile = "cuda" if cuda else "cpu"
     seeds = range(given.seeds or table.seeds[profile])
-    asked = definitions.jobs(table, profile, seeds, given.budget, given.epochs, given.only, given.limit)
+    asked = definitions.jobs(table, profile, seeds, given.budget, given.epochs, given.only, given.limit,
+                            given.precision)  # fmt: skip
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = 1 if table.alone else given.workers or (min(cores, 8) if cuda else cores)
     threads = 1 if table.alone else max(1, cores // workers)

@@ -212,13 +212,13 @@ class Job:
 
 
 def jobs(table: Table, profile: str, seeds: Sequence[int], budget: float = 1.0, epochs: int | None = None,
-         only: str = "*", limit: int | None = None) -> list[Job]:  # fmt: skip
+         only: str = "*", limit: int | None = None, precision: str | None = None) -> list[Job]:  # fmt: skip
     """Every run that a table asks for; those that others need come before these.
 
     Args:
         profile: `cpu` or `cuda`. seeds: of each row. budget: a factor for every number of epochs.
         epochs: in place of the rows' own by profile. only: a pattern of the rows' ids, or several between commas.
-        limit: so many images of each split.
+        limit: so many images of each split. precision: of training, as `trainer.precision`.
 
     Raises:
         ConfigError: a configuration that cannot be composed, or a pattern that no row matches.
@@ -228,8 +228,9 @@ def jobs(table: Table, profile: str, seeds: Sequence[int], budget: float = 1.0, 
             f"table {table.name} has its epochs in its recipe; shorten it with budget=, not epochs={epochs}"
         )
     parts = [f"epochs={epochs}" if epochs is not None else profile if table.depends_on_device else ""]
-    setting = ",".join(filter(None, [*parts, "" if limit is None else f"limit={limit}"]))
-    given = [] if limit is None else [f"data.limit={limit}"]
+    alike = [("limit", "data.limit", limit), ("precision", "trainer.precision", precision)]
+    setting = ",".join(filter(None, [*parts, *(f"{name}={value}" for name, _, value in alike if value is not None)]))
+    given = [f"{key}={value}" for _, key, value in alike if value is not None]
     fitting = [row for row in table.rows if row.kind and (only != "*" or row.profile in ("", profile))]
     wanted = [row for row in fitting if any(fnmatch.fnmatch(row.id, pattern) for pattern in only.split(","))]
     if not wanted:

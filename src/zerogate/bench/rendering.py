@@ -154,8 +154,11 @@ def render(table: Table, records: Sequence[Mapping[str, Any]]) -> Rendered:
 
 def _suffix(budget: float, setting: str) -> str:
     words = {"cpu": "as many epochs as for a CPU", "cuda": "as many epochs as for a GPU", "": ""}
-    parts = [words.get(part, part.replace("epochs=", "epochs: ").replace("limit=", "images of each split: "))
-             for part in setting.split(",")]  # fmt: skip
+    heads = {"epochs": "epochs", "limit": "images of each split", "precision": "precision"}
+    parts = []
+    for part in setting.split(","):
+        key, _, value = part.partition("=")
+        parts.append(f"{heads[key]}: {value}" if key in heads else words.get(part, part))
     if budget != 1:
         parts.append(f"budget {budget:g}: all numbers of epochs times {budget:g}")
     return ", ".join(filter(None, parts))
