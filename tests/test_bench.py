@@ -466,6 +466,10 @@ def test_a_goal_beside_the_row_that_validation_chooses() -> None:
     ours_alone = [some_records()[2]]
     assert rendering.render(table, of_dense + ours_alone).sections[0].lines[2].goal == "≥ 80.50: met"
     assert rendering.render(table, ours_alone).sections[0].lines[0].goal == ""  # none to compare with yet
+    both = ours | {"overrides": [], "goal": {"test_accuracy": [{"best": "dense-*"}, {"row": "dense-0.2"}]}}
+    table = definitions.parse("tiny", TINY | {"rows": [*rates, both]})
+    goal = rendering.render(table, of_dense + ours_alone).sections[0].lines[2].goal
+    assert goal == "≥ 80.00: met; ≥ 95.00: missed by 4.50"
 
 
 def test_the_plot_has_a_point_with_its_error_for_every_row() -> None:

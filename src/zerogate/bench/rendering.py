@@ -204,30 +204,34 @@ def non_empty(heads: Sequence[tuple[str, str]], lines: Sequence[Line]) -> list[t
 
 def _goal(row: Row, table: Table, chosen: Chosen) -> str:
     """What the row should reach and whether its mean does: `column` at least or at most a number, or another row's mean
-    (`row`, or of those that the pattern `best` names the one that is best on the validation images) plus `plus`."""
+    (`row`, or of those that the pattern `best` names the one that is best on the validation images) plus `plus`; or each
+    of a list of these."""
     if row.goal is None or row.id not in chosen:
         return ""
     said = []
     for name, wanted in row.goal.items():
-        reached = columns.value(name, _figures(chosen[row.id])).mean
-        limit = wanted
-        if isinstance(wanted, Mapping):
-            other = table.row(wanted["row"]) if "row" in wanted else _best(table, wanted["best"], chosen)
-            if other is None:
+        column, reached = columns.column(name), columns.value(name, _figures(chosen[row.id])).mean
+        for one in wanted if isinstance(wanted, list) else [wanted]:
+            limit = _limit(name, one, table, chosen)
+            if reached is None or limit is None:
                 continue
-            figures = _figures(chosen.get(other.id, [])) if other.kind else [other.figures]
-            mean = columns.value(name, figures).mean
-            if mean is None:
-                continue
-            limit = mean + wanted.get("plus", 0)
-        if reached is None:
-            continue
-        column = columns.column(name)
-        sign = "≤" if column.lower else "≥"
-        short = reached - limit if column.lower else limit - reached
-        missed = f"missed by {short:,.{column.digits}f}" if short > 1e-9 else "met"
-        said.append(f"{sign} {limit:,.{column.digits}f}: {missed}")
+            sign = "≤" if column.lower else "≥"
+            short = reached - limit if column.lower else limit - reached
+            missed = f"missed by {short:,.{column.digits}f}" if short > 1e-9 else "met"
+            said.append(f"{sign} {limit:,.{column.digits}f}: {missed}")
     return "; ".join(said)
+
+
+def _limit(name: str, wanted: Any, table: Table, chosen: Chosen) -> float | None:
+    """The number that a goal names, of that column; None as long as the other row has not been run."""
+    if not isinstance(wanted, Mapping):
+        return float(wanted)
+    other = table.row(wanted["row"]) if "row" in wanted else _best(table, wanted["best"], chosen)
+    if other is None:
+        return None
+    figures = _figures(chosen.get(other.id, [])) if other.kind else [other.figures]
+    mean = columns.value(name, figures).mean
+    return None if mean is None else mean + float(wanted.get("plus", 0))
 
 
 def _best(table: Table, pattern: str, chosen: Chosen) -> Row | None:
