@@ -39,8 +39,7 @@ def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
         alone = _calls(twin)
         try:
             with kept_rng(model), _quietly():
-                graph_module, constants = _export(twin, inputs, free)
-                return Rewriting(model, graph_module, constants, alone).result()
+                return Rewriting(model, _export(twin, inputs, free), alone).result()
         except Exception as error:
             failure = failure or error
     assert failure is not None
@@ -63,7 +62,7 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _export(model: nn.Module, inputs: Inputs, free: bool) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+def _export(model: nn.Module, inputs: Inputs, free: bool) -> fx.GraphModule:
     copies: dict[int, Tensor] = {}  # not views of others, and the same tensor where it was the same
 
     def own(x: Any) -> Any:
@@ -85,7 +84,7 @@ def _export(model: nn.Module, inputs: Inputs, free: bool) -> tuple[fx.GraphModul
     assert isinstance(module, fx.GraphModule)
     if free and not hasattr(module, "_guards_fn"):
         raise ValueError("this torch does not check the conditions under which sizes are free")
-    return module, {n: x for n, x in program.constants.items() if isinstance(x, Tensor)}
+    return module
 
 
 def _calls(model: nn.Module) -> dict[str, bool]:

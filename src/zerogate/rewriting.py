@@ -27,12 +27,9 @@ class Rewriting:
     a number of their own where channels are folded into them.
     """
 
-    def __init__(
-        self, model: nn.Module, module: fx.GraphModule, constants: dict[str, Tensor], alone: dict[str, bool]
-    ) -> None:
+    def __init__(self, model: nn.Module, module: fx.GraphModule, alone: dict[str, bool]) -> None:
         self.model, self.module, self.alone = model, module, alone
         self.constants: dict[str, Tensor] = {}
-        self.exported_constants = constants
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
         self.sizes: dict[Any, fx.Node] = {}
