@@ -78,19 +78,22 @@ def _overhead(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
     for measure in dict.fromkeys(row["measure"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["measure"] == measure]
         key, head = ("ratio", "gated / dense") if any("ratio" in row for row in rows) else ("more", "gated − dense")
-        heads = [(name, name) for name in ("network", "batch", "dense", "gated")]
+        heads = [("network", "network"), ("layout", "memory format")]
+        heads += [(name, name) for name in ("batch", "dense", "gated")]
         heads += [(key, head), ("spread", "quartiles")]
         lines = []
         for row in rows:
             given = [name for name in ("network", "batch", "dense", "gated", key) if row.get(name) is not None]
             cells = {name: Value(text=_number(row[name])) for name in given if name != key}
+            if "layout" in row:
+                cells["layout"] = Value(text=row["layout"].replace("_", " "))
             cells[key] = Value(text=f"{row[key]:.{3 if key == 'ratio' else 2}f}")
             if "lower quartile" in row:
                 cells["spread"] = Value(text=f"{row['lower quartile']:.3f} to {row['upper quartile']:.3f}")
             goal = ""
             if row.get("goal") is not None:
                 goal = f"≤ {row['goal']:g}: {'met' if row[key] <= row['goal'] else 'missed'}"
-            place = f"{measure}/{row['network']}/{row['gates']}/{row['batch']}"
+            place = f"{measure}/{row['network']}/{row['gates']}/{row.get('layout', '')}/{row['batch']}"
             lines.append(Line(place, row["gates"], cells, row.get("n", 0), goal))
         meaning = record.get("meanings", {}).get(measure)
         meaning = ", ".join(meaning) if isinstance(meaning, list) else meaning
