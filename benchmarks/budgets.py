@@ -161,10 +161,7 @@ def run(setting: Setting, where: dict[str, str], seed: int, *options: str) -> tu
     for part in (sparse.gate, sparse.objective):
         if getattr(part, "steps", 0) is None:
             part.steps = building.total_steps(config, batches)
-    made = module.configure_optimizers()
-    optimizer, scheduler = (
-        (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
-    )
+    (optimizer,), schedules = module.configure_optimizers()
     module.model.train()
     for _ in range(config.trainer.max_epochs):
         for x, y in batches.train:
@@ -172,10 +169,17 @@ def run(setting: Setting, where: dict[str, str], seed: int, *options: str) -> tu
             optimizer.step()
             optimizer.zero_grad()
             sparse.step()
-        if scheduler is not None:
-            scheduler.step()
+            advance(schedules, "step")
+        advance(schedules, "epoch")
     sparse.project()
     return sparse, evaluate(module.model, batches.test, batches.data.num_classes)["accuracy"]
+
+
+def advance(schedules: Iterable[dict[str, Any]], interval: str) -> None:
+    """Steps the schedules that count such intervals."""
+    for schedule in schedules:
+        if schedule["interval"] == interval:
+            schedule["scheduler"].step()
 
 
 def density(sparse: Sparsified, over: str) -> float:
