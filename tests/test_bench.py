@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from zerogate.bench.command import bench, options
 from zerogate.bench.networks import built_like, widths
 from zerogate.bench.queue import Queue
 from zerogate.bench.records import FORMAT, Records, sealed
+from zerogate.bench.worker import busy
 from zerogate.cli import main
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.folder import Run
@@ -288,6 +290,40 @@ def test_what_is_missing_is_run_and_what_is_recorded_is_not(tmp_path: Path) -> N
     repeated = json.loads(path.read_text())["figures"]
     for key in ("test_accuracy", "params", "widths", "val_accuracy"):
         assert repeated[key] == figures[key]
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
+    queue, said = a_queue(tmp_path)
+    dense = queue.jobs[0]
+    folder = queue.folder(dense)
+    folder.mkdir(parents=True)
+    assert not busy(folder)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert busy(folder)
+        look, waited = queue._look_elsewhere, list[str]()
+
+        def looking() -> bool:
+            if queue.elsewhere and not waited:  # the other one stops before it has recorded anything
+                waited.append(queue.progress())
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            return look()
+
+        queue._look_elsewhere = looking  # type: ignore[method-assign]
+        queue.run()
+    assert queue.failed == {} and not queue.elsewhere and "1 by other processes" in waited[0]
+    assert any("dense seed 0 is being run by another process; waiting for it" in line for line in said)
+    assert {record["row"] for record in queue.records.find("tiny").records} == {"dense", "ours-0.5"}
+
+
+def test_what_another_process_has_recorded_is_not_run_again(tmp_path: Path) -> None:
+    queue, said = a_queue(tmp_path, only="dense")
+    queue.waiting.clear()
+    queue.elsewhere.append(queue.jobs[0])
+    queue.records.add(a_record(digest=queue.jobs[0].digest))
+    queue.run()
+    assert queue.failed == {} and any(line.startswith("done elsewhere: ") for line in said)
+    assert not queue.folder(queue.jobs[0]).exists()
 
 
 def test_a_run_with_a_figure_of_another_among_its_overrides(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from zerogate.bench.definitions import Job
 from zerogate.bench.records import Records
-from zerogate.bench.worker import BUSY
+from zerogate.bench.worker import BUSY, busy
 from zerogate.files import write
 from zerogate.folder import Run
 
@@ -50,6 +50,7 @@ class Queue:
     extra: Sequence[str] = ()
     say: Callable[[str], None] = print
     running: list[Running] = field(default_factory=list)
+    elsewhere: list[Job] = field(default_factory=list)  # other processes are at them
     failed: dict[str, str] = field(default_factory=dict)
     signum: int | None = None
 
@@ -98,9 +99,10 @@ class Queue:
         previous = {signum: signal.signal(signum, self._stop) for signum in (signal.SIGINT, signal.SIGTERM)}
         shown = 0.0
         try:
-            while (self.waiting and self.signum is None) or self.running:
+            while ((self.waiting or self.elsewhere) and self.signum is None) or self.running:
                 changed = self._collect()
                 if self.signum is None:
+                    changed |= self._look_elsewhere()
                     changed |= self._start()
                 if changed or time.monotonic() - shown > 60:
                     shown = time.monotonic()
@@ -120,7 +122,9 @@ class Queue:
             running.process.terminate()
 
     def _ready(self, job: Job) -> bool:
-        undone = {other.digest for other in self.waiting} | {running.job.digest for running in self.running}
+        undone = {
+            other.digest for other in [*self.waiting, *self.elsewhere, *(running.job for running in self.running)]
+        }
         return not any(need.digest in undone for need in job.needs)
 
     def _start(self) -> bool:
@@ -137,6 +141,20 @@ class Queue:
                 self.running.append(self._begin(job))
                 started = True
         return started
+
+    def _look_elsewhere(self) -> bool:
+        """What others have done, and what they have left undone, which is ours to do."""
+        ended = [job for job in self.elsewhere if not busy(self.folder(job))]
+        for job in ended:
+            self.elsewhere.remove(job)
+            record = self.records.find(job.table).by_digest().get(job.digest)
+            repeated = job.digest in self.recorded  # for the checkpoint alone
+            if record is None or (repeated and not Run(self.folder(job)).result.is_file()):
+                self.waiting.insert(0, job)
+            else:
+                self._learn(job, record)
+                self.say(f"done elsewhere: {job.name}")
+        return bool(ended)
 
     def _begin(self, job: Job) -> Running:
         folder = self.folder(job)
@@ -180,12 +198,14 @@ class Queue:
                 self._learn(job, record)
                 seconds = record["seconds"]
                 self.say(f"done: {job.name}" + ("" if seconds is None else f" in {_duration(seconds)}"))
+            elif code == BUSY and self.signum is None:
+                self.elsewhere.append(job)
+                self.say(f"{job.name} is being run by another process; waiting for it")
             elif self.signum is None or code == 2:
                 log = self.folder(job) / "log.txt"
                 lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
                 reason = lines[-1] if lines and code > 0 else f"ended with code {code}"
-                self.failed[job.digest] = f"{job.name} is being run by another process" if code == BUSY else \
-                    f"{job.name}: {reason.removeprefix('zerogate: error: ')} (log: {log})"  # fmt: skip
+                self.failed[job.digest] = f"{job.name}: {reason.removeprefix('zerogate: error: ')} (log: {log})"
                 self.say(f"failed: {self.failed[job.digest]}")
             else:
                 self.waiting.insert(0, job)
@@ -226,12 +246,14 @@ class Queue:
 
     def progress(self) -> str:
         """A line: what is done, what runs and how far it is, the time left."""
-        done = len(self.jobs) - len(self.waiting) - len(self.running) - len(self.failed)
+        done = len(self.jobs) - len(self.waiting) - len(self.running) - len(self.elsewhere) - len(self.failed)
         parts = [f"{done} of {len(self.jobs)} runs"]
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         parts += [f"{r.job.name}: epoch {self._epochs_done(r.job)}/{r.job.epochs}" if r.job.epochs else r.job.name
                   for r in self.running]  # fmt: skip
+        if self.elsewhere:
+            parts.append(f"{len(self.elsewhere)} by other processes")
         if self.running or self.waiting:
             seconds, unknown = self.left()
             runs = len(self.running) + len(self.waiting)

@@ -43,6 +43,18 @@ class _Clock:
         self._write(running=False)
 
 
+def busy(folder: Path) -> bool:
+    """Whether a process is at the run in this folder."""
+    try:
+        with open(folder / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def main(path: Path) -> int:
     """Carry out the task in a file and record it."""
     job = json.loads(path.read_text())
