@@ -238,8 +238,17 @@ def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.
     try:
         classifier.configure_optimizers()  # Lightning does so again, when it would be too late to refuse
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer or scheduler cannot be made: {error}; correct their keys") from error
+        raise ConfigError(f"optimizer or scheduler cannot be made: {error}; {_way_out(config, error)}") from error
     return classifier.to(device)
+
+
+def _way_out(config: DictConfig, error: Exception) -> str:
+    """Where an experiment has set a key for another schedule than the one that was chosen, how to be rid of it."""
+    for group in ("optimizer", "scheduler", "gate_scheduler"):
+        for key in config.get(group) or ():
+            if f"unexpected keyword argument '{key}'" in str(error):
+                return f"leave it out with ~{group}.{key}"
+    return "correct their keys"
 
 
 def _excluded(config: DictConfig) -> list[str] | None:
