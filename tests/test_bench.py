@@ -326,6 +326,23 @@ def test_what_another_process_has_recorded_is_not_run_again(tmp_path: Path) -> N
     assert not queue.folder(queue.jobs[0]).exists()
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_latencies_compare_networks_in_one_memory_format(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    stored = zg.models.convnet(width=8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shapes = []
+
+    def measured(small: nn.Module, dense: nn.Module, x: torch.Tensor, rounds: int) -> float:
+        for tensor in (x, small.stem.conv.weight, dense.stem.conv.weight, dense.conv_b.weight):
+            assert isinstance(tensor, torch.Tensor) and tensor.is_contiguous(memory_format=layout)
+        shapes.append(list(x.shape))
+        return 1.0
+
+    monkeypatch.setattr(carrying.timing, "latency_ratio", measured)
+    carrying._latencies(stored, zg.models.convnet(width=8), (1, 8, 8), channels_last)
+    assert shapes == [[1, 1, 8, 8], [64, 1, 8, 8]]
+
+
 def test_a_run_with_a_figure_of_another_among_its_overrides(tmp_path: Path) -> None:
     short = ["experiment=digits_tickets", "data.limit=64", "model.width=4", "search.rounds=1", "search.length=1",
              "search.final_length=1", "search.rewind=1it"]  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from zerogate import building, runs, searches, settings, timing
 from zerogate.bench import definitions, latency, networks, pruned
@@ -130,11 +131,20 @@ def _figures(task: Task, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     figures |= {f"dense_{key}": value for key, value in cost.items()}
     figures |= {f"density_{key}": figures[key] / value for key, value in cost.items() if value and key in figures}
     figures |= {"widths": networks.widths(small), "dense_widths": networks.widths(dense)}
+    return figures | _latencies(small, dense, images.shape, config.channels_last)
+
+
+def _latencies(small: nn.Module, dense: nn.Module, shape: Sequence[int], channels_last: bool) -> dict[str, float]:
+    """Time of a network beside the dense one, both in the memory format of training: files keep it, new ones lack it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for network in (small, dense):
+        network.to(device=device, memory_format=layout)  # type: ignore[call-overload]  # the stubs forget it
+    found = {}
     for batch in (1, 64):
-        x = torch.randn(batch, *images.shape, device=device)
-        figures[f"latency_b{batch}"] = timing.latency_ratio(small.to(device), dense.to(device), x, rounds=20)
-    return figures
+        x = torch.randn(batch, *shape, device=device).contiguous(memory_format=layout)
+        found[f"latency_b{batch}"] = timing.latency_ratio(small, dense, x, rounds=20)
+    return found
 
 
 def _curve(run: Run) -> list[str]:
