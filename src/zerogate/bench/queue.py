@@ -121,10 +121,12 @@ class Queue:
         for running in self.running:
             running.process.terminate()
 
+    def _undone(self) -> list[Job]:
+        """What waits or is under way, here or elsewhere."""
+        return [*self.waiting, *self.elsewhere, *(running.job for running in self.running)]
+
     def _ready(self, job: Job) -> bool:
-        undone = {
-            other.digest for other in [*self.waiting, *self.elsewhere, *(running.job for running in self.running)]
-        }
+        undone = {other.digest for other in self._undone()}
         return not any(need.digest in undone for need in job.needs)
 
     def _start(self) -> bool:
@@ -246,7 +248,7 @@ class Queue:
 
     def progress(self) -> str:
         """A line: what is done, what runs and how far it is, the time left."""
-        done = len(self.jobs) - len(self.waiting) - len(self.running) - len(self.elsewhere) - len(self.failed)
+        done = len(self.jobs) - len(self._undone()) - len(self.failed)
         parts = [f"{done} of {len(self.jobs)} runs"]
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
