@@ -6,15 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
-import zerogate as zg
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 import budgets
 import loop
+import pytest
 import repeat
+
+import zerogate as zg
 
 SHORT = ("data.limit=64", "data.batch_size=16", "model.width=4", "trainer.max_epochs=6")
 

@@ -6,13 +6,9 @@ The whole zoo is run by benchmarks/zoo.py; these are small members of its famili
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import zoo
 from zoo_models import ZOO
 from zoo_models.entry import images, missing

@@ -83,7 +83,7 @@ def readme_results(definitions_: list[Table], tables: list[Rendered], docs: str 
             keep = [i for i, line in enumerate(section.lines) if line.id.startswith(starts)]
             heads = [i for i, (name, _) in enumerate(section.columns, 1) if name in wanted.get("columns", [name])]
             tail = range(len(section.columns) + 1, len(section.head()))
-            columns = [*([] if wanted.get("unlabelled") else [0]), *heads, *tail]
+            columns = [0, *heads, *tail]
             if not keep:
                 continue
             if section.title:
