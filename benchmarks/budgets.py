@@ -27,8 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from provenance import provenance
 
+from provenance import provenance
 from zerogate import Sparsified, Target, building, data
 from zerogate.data import ImageData
 from zerogate.lit import evaluate

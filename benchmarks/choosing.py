@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loop import Task, run
 from matplotlib.figure import Figure
-from provenance import provenance
 
 import zerogate as zg
+from loop import Task, run
+from provenance import provenance
 from zerogate.plots import svg
 from zerogate.target import REACH, SETTLE
 

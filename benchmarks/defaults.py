@@ -14,10 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import zerogate as zg
 from loop import Task, run
 from provenance import provenance
-
-import zerogate as zg
 
 RESULTS = Path(__file__).parent / "results" / "defaults.json"
 OPTIMIZERS = (("adam", 1e-3), ("adam", 3e-3), ("sgd", 0.05), ("sgd", 0.1))

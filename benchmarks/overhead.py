@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from provenance import provenance
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zerogate as zg
+from provenance import provenance
 
 CALLS = "calls of ATen ops whose result is no view of an argument (OpOverload.is_view), forward and backward"
 SYNCS = ("_local_scalar_dense", "is_nonzero", "item", "nonzero", "masked_select", "equal", "tolist")

@@ -14,7 +14,6 @@ import statistics
 from pathlib import Path
 
 from provenance import provenance
-
 from zerogate.runs import compose, train
 
 FIGURES = ("val_accuracy", "test_accuracy", "sparsity_params", "sparsity_macs", "params", "macs", "compaction_error")

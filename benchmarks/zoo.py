@@ -38,13 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from zoo_models import ZOO, Entry
-from zoo_models.entry import add_to_path, library, missing
 
 import zerogate as zg
+from provenance import provenance
+from zoo_models import ZOO, Entry
+from zoo_models.entry import add_to_path, library, missing
 
 BATCH = 2
 CLOSED = (0.3, 0.8)

@@ -6,11 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 import budgets
 import loop
-import pytest
 import repeat
-
 import zerogate as zg
 
 SHORT = ("data.limit=64", "data.batch_size=16", "model.width=4", "trainer.max_epochs=6")

@@ -9,6 +9,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 import zoo
 from zoo_models import ZOO
 from zoo_models.entry import images, missing
