@@ -490,6 +490,19 @@ def test_budgets_and_devices_have_sections_of_their_own() -> None:
     ]
 
 
+def test_a_table_says_the_keys_that_repeat_it() -> None:
+    def commands(*records: dict[str, Any]) -> list[str]:
+        return rendering.render(TABLE, records).commands
+
+    assert commands() == commands(a_record()) == commands(a_record(setting="cpu")) == ["zerogate bench tiny"]
+    short = a_record(budget=0.1, setting="cpu,limit=600,precision=bf16-mixed", digest="b0")
+    keys = "budget=0.1 limit=600 precision=bf16-mixed"
+    assert commands(short) == [f"zerogate bench tiny {keys}"]
+    assert commands(short, a_record()) == ["zerogate bench tiny", f"zerogate bench tiny {keys}"]
+    given = options(keys.split())
+    assert (given.budget, given.limit, given.precision) == (0.1, 600, "bf16-mixed")
+
+
 def test_goals_and_smallest_networks() -> None:
     rows: Any = TINY["rows"]
     dense, ours = rows

@@ -75,7 +75,7 @@ def readme_results(definitions_: list[Table], tables: list[Rendered], docs: str 
         wanted = definition.readme
         if wanted is None or not table.sections:
             continue
-        text = [f"**{wanted.get('title', table.title)}**"]
+        text = [f"**{table.title}**"]
         for section in table.sections:
             if section.title not in wanted.get("sections", [section.title]):
                 continue
@@ -94,7 +94,8 @@ def readme_results(definitions_: list[Table], tables: list[Rendered], docs: str 
                 text += [fact for fact in section.facts if " runs on " not in fact]
         if table.plot is not None:
             text.append(f"![{table.title}]({docs}/results/{table.name}.svg)")
-        text.append(wanted.get("text", f"`{table.command}` repeats it; [all rows]({docs}/results.md)."))
+        commands = ", ".join(f"`{command}`" for command in table.commands)
+        text.append(wanted.get("text", f"{commands} repeats it; [all rows]({docs}/results.md)."))
         parts.append("\n\n".join(text))
     return "\n\n".join(parts)
 

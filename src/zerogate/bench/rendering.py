@@ -32,13 +32,14 @@ class Line:
 
 @dataclass
 class Section:
-    """A part of a table with a head of its own; `facts` are sentences below it."""
+    """A part of a table with a head of its own; `facts` are sentences below it, `keys` its own ones of the command."""
 
     title: str
     columns: list[tuple[str, str]]
     lines: list[Line]
     facts: list[str] = field(default_factory=list)
     setting: str = ""
+    keys: tuple[str, ...] = ()
 
     def head(self) -> list[str]:
         """The words above the columns."""
@@ -73,11 +74,17 @@ class Rendered:
     command: str = ""
     plot: Mapping[str, Any] | None = None
 
+    @property
+    def commands(self) -> list[str]:
+        """What repeats it: the command with the keys of each section, the same ones once."""
+        keys = dict.fromkeys(section.keys for section in self.sections) or [()]
+        return [" ".join((self.command, *own)) for own in keys if self.command]
+
     def markdown(self, level: int = 2) -> str:
         """Headings, tables, sentences."""
         parts = [f"{'#' * level} {self.title}"]
-        if self.command:
-            parts.append(f"```\n{self.command}\n```")
+        if commands := "\n".join(self.commands):
+            parts.append(f"```\n{commands}\n```")
         for section in self.sections:
             if section.title:
                 parts.append(f"{'#' * (level + 1)} {section.title}")
@@ -147,9 +154,15 @@ def render(table: Table, records: Sequence[Mapping[str, Any]]) -> Rendered:
             if section is not None:
                 section.facts += _smallest(table, title, chosen)
                 section.facts += _origin([r for row in rows for r in chosen.get(row.id, [])])
-                section.setting = suffix
+                section.setting, section.keys = suffix, _keys(budget, setting)
                 sections.append(section)
     return Rendered(table.name, table.title, sections, list(table.notes), table.command, table.plot)
+
+
+def _keys(budget: float, setting: str) -> tuple[str, ...]:
+    """Those of `zerogate bench` that ask for runs with this budget and setting."""
+    given = [part for part in setting.split(",") if "=" in part]
+    return tuple([f"budget={budget:g}", *given] if budget != 1 else given)
 
 
 def _suffix(budget: float, setting: str) -> str:
@@ -272,7 +285,7 @@ def _smallest(table: Table, section: str, chosen: Chosen) -> list[str]:
 
 
 def _origin(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """On what, from which commits and when; and how to repeat it."""
+    """On what, from which commits and when."""
     if not records:
         return []
 
