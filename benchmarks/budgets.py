@@ -29,10 +29,11 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from provenance import provenance
-from zerogate import Sparsified, Target, building, data
+from zerogate import Sparsified, Target, data
 from zerogate.data import ImageData
-from zerogate.lit import evaluate
-from zerogate.settings import compose
+from zerogate.training import build as building
+from zerogate.training.classifier import evaluate
+from zerogate.training.config.compose import compose
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 import zerogate as zg
 from loop import Task, run
 from provenance import provenance
-from zerogate.plots import svg
-from zerogate.target import REACH, SETTLE
+from zerogate.objectives.target import REACH, SETTLE
+from zerogate.report.figures import svg
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choosing.json"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from zerogate.provenance import origin
+from zerogate.training.provenance import origin
 
 
 def provenance(command: str, *packages: str) -> dict[str, Any]:

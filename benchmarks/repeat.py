@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 
 from provenance import provenance
-from zerogate.runs import compose, train
+from zerogate.training.train import compose, train
 
 FIGURES = ("val_accuracy", "test_accuracy", "sparsity_params", "sparsity_macs", "params", "macs", "compaction_error")
 

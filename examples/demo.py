@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 import zerogate as zg
-from zerogate import plots
-from zerogate.runs import compose, train
-from zerogate.timing import latency_ratio
+from zerogate.cost.stopwatch import latency_ratio
+from zerogate.report import figures as plots
+from zerogate.training.train import compose, train
 
 OUTPUT = Path("outputs/demo")
 DENSE = OUTPUT / "dense"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerogate.attention import Attention, plain_attention, refusal, unnest
+from zerogate.cutting.attention import Attention, plain_attention, refusal, unnest
 from zerogate.errors import CompactionError, ZerogateError
 
 WIDTH, HEADS, N, L, S = 12, 3, 2, 5, 7

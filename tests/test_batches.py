@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from image_sets import pixels, refuses
-from zerogate.data import (
-    Augment,
-    Batches,
-    Split,
-    normalize,
-    random_crop,
-    random_flip,
-    random_resized_crop,
-)
+from zerogate.data import Augment, Batches, Split, normalize, random_crop, random_flip, random_resized_crop
 from zerogate.data.decoding import channel_statistics
 
 # --- augmentation -----------------------------------------------------------------------------------------------

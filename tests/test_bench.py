@@ -20,16 +20,20 @@ from torch import nn
 
 import zerogate as zg
 from support import close_randomly
-from zerogate import settings
-from zerogate.bench import carrying, columns, definitions, page, rendering
+from zerogate.bench import columns
+from zerogate.bench import documents as page
+from zerogate.bench import kinds as carrying
+from zerogate.bench import render as rendering
+from zerogate.bench import table as definitions
 from zerogate.bench.command import bench, options
 from zerogate.bench.networks import built_like, widths
-from zerogate.bench.queue import Queue
 from zerogate.bench.records import FORMAT, Records, sealed
 from zerogate.bench.worker import busy
-from zerogate.cli import main
+from zerogate.cli.main import main
 from zerogate.errors import ConfigError, ZerogateError
-from zerogate.folder import Run
+from zerogate.sweeps.local import Queue
+from zerogate.training.config import compose as settings
+from zerogate.training.run_folder import Run
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -411,7 +415,7 @@ def test_a_run_that_fails_is_said_and_what_needs_it_is_left_out(tmp_path: Path) 
 
 
 def test_time_left_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zerogate.provenance.device", lambda: "a CPU")
+    monkeypatch.setattr("zerogate.training.provenance.device", lambda: "a CPU")
     jobs = definitions.jobs(TABLE, "cpu", [0, 1, 2])
     records = Records(tmp_path)
 
@@ -424,7 +428,7 @@ def test_time_left_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     records.add(a_record(row="ours-0.5", digest=jobs[1].digest, seconds=60.0))
     assert left(1) == (2 * 40 + 2 * 60, 0)
     assert left(2) == (100.0, 0) and left(9) == (100.0, 0)  # one starts from the other
-    monkeypatch.setattr("zerogate.provenance.device", lambda: "another CPU")
+    monkeypatch.setattr("zerogate.training.provenance.device", lambda: "another CPU")
     assert left(1) == (0.0, 4)  # times of another machine say nothing
 
 

@@ -16,9 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, relative
-from zerogate.carry import carry
-from zerogate.plan_files import read_step
-from zerogate.plans import Plan
+from zerogate.compaction.optimizer_state import carry
+from zerogate.cutting.plan import Plan
+from zerogate.storage.plan_json import read_step
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": partial(SGD, lr=0.01, momentum=0.9, weight_decay=1e-3),

@@ -12,8 +12,8 @@ import torch
 
 import zerogate
 from image_sets import make_folder
-from zerogate import cli
-from zerogate.cli import main
+from zerogate.cli import main as cli
+from zerogate.cli.main import main
 
 QUICK = ["experiment=digits", "model.width=4", "data.limit=128", "trainer.max_epochs=1"]
 
@@ -291,7 +291,7 @@ def test_resume_takes_keys_that_only_the_run_has(capsys, tmp_path):
 
 
 def test_a_diverging_loss_names_its_step_and_keeps_the_checkpoint(capsys, tmp_path, monkeypatch):
-    from zerogate.lit import Classifier
+    from zerogate.training.classifier import Classifier
 
     step = Classifier.training_step
 
@@ -324,7 +324,7 @@ def test_help(capsys):
     for group in ("model", "data", "gate", "objective", "optimizer", "scheduler", "trainer", "experiment"):
         options = sorted(path.stem for path in (cli.CONFIGS / group).glob("*.yaml"))
         assert f"  {group} (default" in out and ", ".join(options) in out
-    from zerogate.settings import compose, leaves
+    from zerogate.training.config.compose import compose, leaves
 
     keys = leaves(compose([]))
     keys.pop("overrides")
@@ -341,7 +341,7 @@ def test_debug_shows_where_it_came_from(capsys, monkeypatch):
 
 
 def test_help_loads_no_lightning_and_a_module_is_a_command():
-    code = "import sys; from zerogate.cli import main; main(['train', '--help']); print('hydra' in sys.modules)"
+    code = "import sys; from zerogate.cli.main import main; main(['train', '--help']); print('hydra' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n") and "GROUP=OPTION" in done.stdout
     done = subprocess.run([sys.executable, "-m", "zerogate", "--version"], capture_output=True, text=True, check=True)

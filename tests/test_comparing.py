@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 
 from run_folders import differences
-from zerogate import comparing, plots
-from zerogate.cli import main
-from zerogate.settings import compose
+from zerogate.cli.main import main
+from zerogate.report import figures as plots
+from zerogate.sweeps import compare as comparing
+from zerogate.training.config.compose import compose
 
 QUICK = [
     "experiment=digits_tickets", "model.width=4", "data.limit=128", "search.length=1", "search.final_length=1",
@@ -124,7 +125,7 @@ def test_several_at_once_stop_and_go_on(tmp_path: Path, whole: Path) -> None:
 def test_stopped_in_one_process(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from zerogate.lit import Classifier
+    from zerogate.training.classifier import Classifier
 
     step = Classifier.training_step
 

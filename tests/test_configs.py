@@ -11,10 +11,12 @@ import torch
 from omegaconf import OmegaConf
 
 import zerogate as zg
-from zerogate import building, data, settings
+from zerogate import data
 from zerogate.errors import ConfigError
+from zerogate.training import build as building
+from zerogate.training.config import compose as settings
 
-CONFIGS = Path(settings.__file__).parent / "configs"
+CONFIGS = Path(settings.__file__).parents[1] / "configs"
 SHAPES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
 
 
@@ -182,7 +184,7 @@ def test_amend_takes_values_only():
 
 
 def test_seeds_of_steps_differ():
-    from zerogate.lit import seed_of
+    from zerogate.training.classifier import seed_of
 
     seeds = [seed_of(run, step) for run in range(20) for step in range(500)]
     # 32 bits is what torch's CPU generator takes from a seed

@@ -11,8 +11,8 @@ from torch import nn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, count_macs
-from zerogate.cost import CostModel
-from zerogate.listening import listening
+from zerogate.cost.channels import CostModel
+from zerogate.cost.liveness import listening
 
 CIFAR = (2, 3, 32, 32)
 MODELS = {
@@ -131,7 +131,7 @@ def test_death_travels_upstream() -> None:
 @pytest.mark.parametrize("cycles", [False, True])
 def test_who_is_heard_is_who_reaches_the_end(cycles: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On random graphs of layers, for random open groups: the stretches between post-dominators against a plain search."""
-    monkeypatch.setattr("zerogate.listening.MOST", most)
+    monkeypatch.setattr("zerogate.cost.liveness.MOST", most)
     rng = random.Random(0)
     for _ in range(300):
         groups, layers = rng.randint(1, 8), rng.randint(1, 10)
@@ -234,7 +234,7 @@ def test_the_closed_form_is_the_plain_ops(
     network: type[nn.Module], options: dict[str, int], direct: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values and gradients, also where many groups are closed and where p is in float32."""
-    monkeypatch.setattr("zerogate.priced.DIRECT", direct)
+    monkeypatch.setattr("zerogate.cost.closed_form.DIRECT", direct)
     shape = {Deep: (2, 3), zg.models.googlenet: CIFAR, zg.models.lenet300: (2, 1, 28, 28)}[network]
     sparse = zg.sparsify(network(), torch.randn(shape), **options)  # type: ignore[arg-type]
     cost = sparse.cost_model

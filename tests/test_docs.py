@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zerogate.settings import Command, compose
+from zerogate.training.config.compose import Command, compose
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,4 +65,4 @@ def test_links_and_experiments_exist() -> None:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (document.parent / target).exists(), target
         for name in re.findall(r"experiment=(\w+)", text):
-            assert (ROOT / "src/zerogate/configs/experiment" / f"{name}.yaml").exists(), name
+            assert (ROOT / "src/zerogate/training/configs/experiment" / f"{name}.yaml").exists(), name

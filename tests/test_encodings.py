@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import zerogate as zg
 from support import Lambda
-from zerogate import storage
-from zerogate.encodings import Encoded, decode, encode, header_bytes, pack, smallest, unpack
-from zerogate.plan_files import describe_plan
-from zerogate.plans import Plan
+from zerogate.cutting.plan import Plan
+from zerogate.storage import network_file as storage
+from zerogate.storage.encodings import Encoded, decode, encode, header_bytes, pack, smallest, unpack
+from zerogate.storage.plan_json import describe_plan
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import zerogate as zg
 from support import Residual
-from zerogate.activations import Products
+from zerogate.masking.activations import Products
 
 HOST_READS = {"_local_scalar_dense", "is_nonzero", "item", "nonzero", "masked_select", "equal", "tolist"}
 X = (4, 2, 5, 5)

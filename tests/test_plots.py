@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import zerogate as zg
-from zerogate import plots
-from zerogate.timing import latency_ratio
+from zerogate.cost.stopwatch import latency_ratio
+from zerogate.report import figures as plots
 
 GROUPS = [{"name": "stem", "kept": 3, "units": 8}, {"name": "head", "kept": 1, "units": 2}]
 RESULTS = {

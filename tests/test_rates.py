@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from zerogate import rates
 from zerogate.errors import ConfigError
+from zerogate.training import lr_schedules as rates
 
 
 def optimizer() -> torch.optim.SGD:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly
-from zerogate import cli
-from zerogate.report import GroupRow, Report, Row
+from zerogate.cli import main as cli
+from zerogate.report.table import GroupRow, Report, Row
 
 
 def rows(report: Report) -> dict[str, Row]:

@@ -15,10 +15,10 @@ import torch
 
 import zerogate as zg
 from run_folders import differences
-from zerogate import cli
-from zerogate.cli import main
-from zerogate.folder import load_checkpoint
-from zerogate.lit import Classifier
+from zerogate.cli import main as cli
+from zerogate.cli.main import main
+from zerogate.training.classifier import Classifier
+from zerogate.training.run_folder import load_checkpoint
 
 # Four steps an epoch: rounds of 1 and of 1½ epochs, where they are cut inside one.
 SMALL = [
@@ -331,7 +331,7 @@ def test_a_damaged_stage_is_named(
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    from zerogate.settings import compose, leaves
+    from zerogate.training.config.compose import compose, leaves
 
     for name in ("tickets", "compare"):
         assert main([name, "--help"]) == 0

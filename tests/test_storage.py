@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly
-from zerogate import storage
-from zerogate.plan_files import architecture, describe_plan, read_step
-from zerogate.plans import Plan
+from zerogate.cutting.plan import Plan
+from zerogate.storage import network_file as storage
+from zerogate.storage.plan_json import architecture, describe_plan, read_step
 
 
 @pytest.fixture

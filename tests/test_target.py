@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import zerogate as zg
 from random_nets import FAMILIES, RandomNetwork
-from zerogate.cli import main
-from zerogate.cost import Cost, CostModel
-from zerogate.lit import Classifier
-from zerogate.runs import compose, train
-from zerogate.target import MARGIN, REACH
+from zerogate.cli.main import main
+from zerogate.cost.channels import Cost, CostModel
+from zerogate.objectives.target import MARGIN, REACH
+from zerogate.training.classifier import Classifier
+from zerogate.training.train import compose, train
 
 
 class Plain(CostModel):

@@ -15,12 +15,12 @@ from omegaconf import OmegaConf
 
 import zerogate as zg
 from run_folders import differences
-from zerogate import building
-from zerogate.callbacks import COLUMNS
-from zerogate.cli import main
-from zerogate.folder import load_checkpoint
-from zerogate.lit import Classifier
-from zerogate.runs import compose, evaluate_run, train
+from zerogate.cli.main import main
+from zerogate.training import build as building
+from zerogate.training.callbacks.files import COLUMNS
+from zerogate.training.classifier import Classifier
+from zerogate.training.run_folder import load_checkpoint
+from zerogate.training.train import compose, evaluate_run, train
 
 # Four steps an epoch, three epochs; every source of randomness in use.
 SMALL = [
@@ -110,7 +110,7 @@ def test_stopped_and_resumed_is_uninterrupted(capsys, monkeypatch, tmp_path, who
 def test_a_process_stopped_anywhere(tmp_path, whole, signum):
     reference, run = whole("hard_concrete"), tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-c", "import torch; torch.set_num_threads(1); from zerogate.cli import main; import sys;"
+        [sys.executable, "-c", "import torch; torch.set_num_threads(1); from zerogate.cli.main import main; import sys;"
          "sys.exit(main())", "train", *RECIPES["hard_concrete"], f"output={run}"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import zerogate as zg
 from support import close_randomly
-from zerogate.groups import Trial, watch
+from zerogate.groups.recording.record_run import watch
+from zerogate.groups.trial.replay import Trial
 
 
 class Decoys(nn.Module):

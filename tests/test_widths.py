@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import zerogate as zg
 from support import close_randomly, count_macs, randomise, relative
 from test_random_networks import RandomNetwork
-from zerogate.cost import ChannelCost
-from zerogate.counts import count_distribution
+from zerogate.cost.channels import ChannelCost
+from zerogate.cost.poisson_binomial import count_distribution
 
 OPTIONS = [(1, 1), (2, 1), (3, 1), (1, 2), (1, 4), (2, 4), (3, 2), (4, 8), (9, 4)]
 options = pytest.mark.parametrize("m, r", OPTIONS)

@@ -6,27 +6,26 @@ small = sparse.compact()
 """
 
 from zerogate import models
-from zerogate.baselines import Magnitude, Random
-from zerogate.cost import Cost
-from zerogate.errors import (
-    CheckpointError,
-    CompactionError,
-    ConfigError,
-    DataError,
-    WatchError,
-    ZerogateError,
-)
-from zerogate.gates import Gate, Hard, HardConcrete, SoftMask
-from zerogate.groups import Group
-from zerogate.masking import sparsify
-from zerogate.objective import Penalty
-from zerogate.report import Report
-from zerogate.schedules import Exponential
+from zerogate.cost.channels import Cost
+from zerogate.errors import CheckpointError, CompactionError, ConfigError, DataError, WatchError, ZerogateError
+from zerogate.gates.fixed import Hard
+from zerogate.gates.gate import Gate
+from zerogate.gates.hard_concrete import HardConcrete
+from zerogate.gates.pruners import Magnitude, Random
+from zerogate.gates.schedules import Exponential
+from zerogate.gates.soft_mask import SoftMask
+from zerogate.groups.units import Group
+from zerogate.masks import Held, Mask
+from zerogate.objectives.penalty import Penalty
+from zerogate.objectives.target import Target
+from zerogate.report.table import Report
 from zerogate.sparsified import Sparsified
-from zerogate.storage import load, save
-from zerogate.target import Target
-from zerogate.tickets import Held, Mask, Stage, TicketSearch, small_dense
-from zerogate.times import Time
+from zerogate.sparsify import sparsify
+from zerogate.storage.network_file import load, save
+from zerogate.tickets.search import TicketSearch
+from zerogate.tickets.small_dense import small_dense
+from zerogate.tickets.stage import Stage
+from zerogate.tickets.time import Time
 
 __all__ = [
     "CheckpointError",

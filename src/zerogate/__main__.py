@@ -2,6 +2,6 @@
 
 import sys
 
-from zerogate.cli import main
+from zerogate.cli.main import main
 
 sys.exit(main())

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from zerogate import compaction
-from zerogate.attachment import Attachment
-from zerogate.cost import ChannelCost, Cost, CostModel, WeightCost
+from zerogate.compaction import compact as compaction
+from zerogate.cost.channels import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.errors import WatchError, ZerogateError
-from zerogate.exported import exported
-from zerogate.gates import Gate, Hard
-from zerogate.gating import Gating
-from zerogate.groups import Inputs, Structure
-from zerogate.groups.interpreted import Interpreted
-from zerogate.objective import Penalty
-from zerogate.placements import channel_placements, weight_placements
-from zerogate.report import Report, make_report
-from zerogate.target import Target, project, settle
+from zerogate.gates.fixed import Hard
+from zerogate.gates.gate import Gate
+from zerogate.groups.graph.from_export import exported
+from zerogate.groups.graph.graph_model import Interpreted
+from zerogate.groups.units import Structure
+from zerogate.masking.attachment import Attachment
+from zerogate.masking.forward import Gating
+from zerogate.masking.placement import channel_placements, weight_placements
+from zerogate.modules.run import Inputs
+from zerogate.objectives.penalty import Penalty
+from zerogate.objectives.target import Target, project, settle
+from zerogate.report.table import Report, make_report
 
 if TYPE_CHECKING:
-    from zerogate.tickets import Mask
+    from zerogate.masks import Mask
 
 
 class Sparsified(nn.Module):

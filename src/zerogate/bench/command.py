@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zerogate.bench import definitions
+from zerogate.bench import table as definitions
 from zerogate.errors import ConfigError
 
 HELP = """\
@@ -133,7 +133,7 @@ def bench(arguments: Sequence[str]) -> int:
         raise ConfigError(f"bench takes a table; choose one of {', '.join(definitions.names())}, or render")
     given = options(arguments[1:])
     if arguments[0] == "render":
-        from zerogate.bench.page import write_documents
+        from zerogate.bench.documents import write_documents
 
         for path in write_documents(given.results, given.docs):
             print(f"wrote {path}")
@@ -147,7 +147,7 @@ def bench(arguments: Sequence[str]) -> int:
 
 
 def _render(table: definitions.Table, given: Options) -> int:
-    from zerogate.bench.page import rendered, write_table
+    from zerogate.bench.documents import rendered, write_table
 
     shown, problems = rendered(table, given.results)
     for problem in problems:
@@ -161,8 +161,8 @@ def _render(table: definitions.Table, given: Options) -> int:
 def _run(table: definitions.Table, given: Options) -> int:
     import torch
 
-    from zerogate.bench.queue import Queue
     from zerogate.bench.records import Records
+    from zerogate.sweeps.local import Queue
 
     cuda = torch.cuda.is_available() and "trainer.accelerator=cpu" not in given.extra
     profile = "cuda" if cuda else "cpu"

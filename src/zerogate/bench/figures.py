@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from zerogate.bench import columns
-from zerogate.bench.rendering import Line, Rendered, Section
+from zerogate.bench.render import Line, Rendered, Section
 
 
 def plot(table: Rendered) -> Figure | None:

@@ -10,8 +10,8 @@ import torch
 
 import zerogate
 from zerogate.bench.networks import built_like, widths
+from zerogate.cost.stopwatch import seconds_in_turn
 from zerogate.errors import ConfigError
-from zerogate.timing import seconds_in_turn
 
 
 def figures(

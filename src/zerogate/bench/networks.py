@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import zerogate
-from zerogate import building, settings
 from zerogate.errors import ZerogateError
-from zerogate.folder import Run, load_weights
 from zerogate.models.layers import init_kaiming
+from zerogate.training import build as building
+from zerogate.training.config import compose as settings
+from zerogate.training.run_folder import Run, load_weights
 
 Widths = dict[str, list[int]]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from zerogate.bench import columns
 from zerogate.bench.columns import Value
-from zerogate.bench.definitions import Table
-from zerogate.bench.rendering import Line, Rendered, Section, non_empty
+from zerogate.bench.render import Line, Rendered, Section, non_empty
+from zerogate.bench.table import Table
 from zerogate.errors import ZerogateError
 
 

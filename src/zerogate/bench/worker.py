@@ -75,11 +75,11 @@ def main(path: Path) -> int:
 def _record(job: dict[str, Any], folder: Path, clock: _Clock) -> int:
     import torch
 
-    from zerogate import provenance
-    from zerogate.bench import definitions
-    from zerogate.bench.carrying import Task, carry_out
+    from zerogate.bench import table as definitions
+    from zerogate.bench.kinds import Task, carry_out
     from zerogate.bench.records import FORMAT, Records
-    from zerogate.callbacks import StoppedError
+    from zerogate.training import provenance
+    from zerogate.training.callbacks.files import StoppedError
 
     torch.set_num_threads(job["threads"])
     figures = {row: Records(job["records"]).find(job["table"]).by_digest()[of]["figures"]

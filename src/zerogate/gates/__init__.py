@@ -3,10 +3,3 @@
 A gate is a function of *logits*, one per unit, which live in one flat parameter of the handle that `zerogate.sparsify`
 returns. Under every gate a negative logit closes a unit and a positive one opens it.
 """
-
-from zerogate.gates.gate import Gate
-from zerogate.gates.hard import Hard
-from zerogate.gates.hard_concrete import HardConcrete
-from zerogate.gates.soft_mask import SoftMask
-
-__all__ = ["Gate", "Hard", "HardConcrete", "SoftMask"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import ZerogateError
-from zerogate.fused import Elementwise, plain_only
+from zerogate.masking.fused_weights import Elementwise, plain_only
 
 Reset = Literal["paper", "code"]
 RESETS = get_args(Reset)

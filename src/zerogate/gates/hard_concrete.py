@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.fused import Elementwise
 from zerogate.gates.gate import Again, Gate, movable, probability, require
+from zerogate.masking.fused_weights import Elementwise
 
 
 class HardConcrete(Gate):

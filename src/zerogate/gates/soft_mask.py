@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.fused import Elementwise
 from zerogate.gates.gate import Again, Gate, Reset, Room, movable, probability, require
-from zerogate.schedules import Exponential
+from zerogate.gates.schedules import Exponential
+from zerogate.masking.fused_weights import Elementwise
 
 
 class SoftMask(Gate):

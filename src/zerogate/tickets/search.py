@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from zerogate.baselines import Magnitude
 from zerogate.errors import CheckpointError, ZerogateError
-from zerogate.gates import Hard
+from zerogate.gates.fixed import Hard
 from zerogate.gates.gate import RESETS, Reset
+from zerogate.gates.pruners import Magnitude
+from zerogate.masks import Mask
+from zerogate.objectives.target import Target, project
 from zerogate.sparsified import Sparsified
-from zerogate.target import Target, project
-from zerogate.tickets.mask import Mask
 from zerogate.tickets.snapshot import Snapshot, weights_of
 from zerogate.tickets.stage import Stage
-from zerogate.times import Time
+from zerogate.tickets.time import Time
 
 MARGIN = 0.002
 """A round with a `Target` ends at most this share, or one unit, under it."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.labels import along, any_in, constant, labels_in, over, squash, varying_dims
+from zerogate.groups.recording.meta_shapes import broadcast
 from zerogate.groups.rules.op import Freeze, Op, Out, View, rule
 from zerogate.groups.rules.pointwise import either, meet
-from zerogate.groups.shapes import broadcast
 
 
 def _entering(op: Op, x: Tensor, dim: int) -> Tensor | None:

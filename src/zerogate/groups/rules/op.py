@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.labels import along, constant, over, squash, varying_dims
-from zerogate.groups.shapes import bind
+from zerogate.groups.recording.meta_shapes import bind
 
 if TYPE_CHECKING:
-    from zerogate.groups.watcher import Watcher
+    from zerogate.groups.recording.recorder import Watcher
 
 Out = Tensor | list[Tensor | None] | None
 Rule = Callable[["Op"], Out]

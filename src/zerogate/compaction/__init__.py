@@ -1,0 +1,1 @@
+"""Removing closed units from a gated model."""

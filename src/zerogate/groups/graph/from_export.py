@@ -1,0 +1,101 @@
+"""`keep_class=False`: the model as a graph of torch.export, in which every size is a number that can be set.
+
+A size that a forward has as a literal cannot be corrected in the user's class. In the exported graph it can: each node's
+integers stand beside the node. The graph is watched in place of the model, under the model's names, and cut; gates and
+training stay on the model.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, cast
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from zerogate.errors import WatchError, first_line
+from zerogate.groups.graph.graph_model import Interpreted
+from zerogate.groups.graph.normalize import Rewriting
+from zerogate.modules.copies import shared_twin
+from zerogate.modules.run import Inputs, kept_rng
+
+
+def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
+    """The model in evaluation mode as a graph, on its own tensors.
+
+    Batch sizes stay free, and so do lengths of inputs of up to three dimensions, wherever the forward allows it and the
+    example does not say 1, which torch.export takes as fixed. If it allows none, or sets conditions that cannot be
+    checked in the graph, all are fixed. The graph raises AssertionError for inputs that it does not hold for.
+
+    Raises `WatchError` where torch.export cannot export the model.
+    """
+    failure: Exception | None = None
+    for free in (True, False):
+        twin = shared_twin(model)
+        alone = _calls(twin)
+        try:
+            with kept_rng(model), _quietly():
+                return Rewriting(model, _export(twin, inputs, free), alone).result()
+        except Exception as error:
+            failure = failure or error
+    assert failure is not None
+    raise WatchError(
+        f"{type(model).__name__} cannot be exported by torch.export ({type(failure).__name__}: {first_line(failure)}); "
+        "leave keep_class=True, or make torch.export.export(model, …) work first"
+    ) from failure
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings, logs and half-made graphs: whatever fails is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _export(model: nn.Module, inputs: Inputs, free: bool) -> fx.GraphModule:
+    copies: dict[int, Tensor] = {}  # not views of others, and the same tensor where it was the same
+
+    def own(x: Any) -> Any:
+        return copies.setdefault(id(x), x.detach().clone()) if isinstance(x, Tensor) else x
+
+    inputs = pytree.tree_map(own, inputs)
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    args = () if kwargs else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+    shapes = torch.export.ShapesCollection()
+    for x in pytree.tree_leaves((args, kwargs)):
+        if isinstance(x, Tensor):
+            # sizes of images stay as they are: what windows and strides make of free ones takes torch.export minutes
+            shapes[x] = {d: torch.export.Dim.AUTO for d in range(x.ndim if x.ndim < 4 else 1)}
+    held = cast(Any, shapes) if free else None  # which torch takes, whatever its annotation says
+    with torch.no_grad():
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=held, strict=False)
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    if free and not hasattr(module, "_guards_fn"):
+        raise ValueError("this torch does not check the conditions under which sizes are free")
+    return module
+
+
+def _calls(model: nn.Module) -> dict[str, bool]:
+    """Module → whether every call so far gave it one tensor, by position, and nothing else; filled as the model runs."""
+    found: dict[str, bool] = {}
+    for name, module in model.named_modules():
+
+        def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+            found[name] = alone and found.get(name, True)
+
+        module.register_forward_pre_hook(note, with_kwargs=True)
+    return found

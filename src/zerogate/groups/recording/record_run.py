@@ -1,0 +1,102 @@
+"""Runs a copy of the model once and follows the label of every channel through it.
+
+The copy runs in inference mode: there ATen ops arrive whole (``linear``, ``batch_norm``, ``flatten``) rather than in
+pieces, and whatever the run leaves behind is left in the copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map
+
+from zerogate.cutting.attention import Attention, refusal
+from zerogate.errors import WatchError, first_line
+from zerogate.groups.labels import squash
+from zerogate.groups.recording.record import Observations
+from zerogate.groups.recording.recorder import Watcher
+from zerogate.modules.copies import quick_copy, twin_of
+from zerogate.modules.index import modules_by_name, named_tensors
+from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
+
+
+def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Observations:
+    """Runs a copy of the model in evaluation mode on example inputs and returns what was seen.
+
+    Raises `WatchError` when the model cannot be copied, rejects the inputs, or returns no tensor.
+    """
+    _check_inputs(model, inputs)
+    inputs = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
+    with kept_rng(model):
+        try:
+            return _watch(model, inputs, label_inputs, meta=True)
+        except Exception:  # it asked for data, or uses an op that has no shape-only version
+            try:
+                return _watch(model, inputs, label_inputs, meta=False)
+            except WatchError:
+                raise
+            except Exception as error:
+                raise WatchError(
+                    f"{type(model).__name__}{_dtypes(model)} does not run on the example inputs ({_describe(inputs)}): "
+                    f"{type(error).__name__}: {first_line(error)}; pass inputs as the model's forward takes them "
+                    "(a tensor, a tuple of positional or a dict of keyword arguments)"
+                ) from error
+
+
+def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Observations:
+    twin = twin_of(model, meta)
+    untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
+    watcher = Watcher(twin, inputs, label_inputs, meta)
+    with torch.inference_mode(), watcher:
+        outputs = tensors_of(call(twin, watcher.inputs))
+    if not outputs:
+        raise WatchError(
+            f"{type(model).__name__} returns no tensor (also not in a tuple, list, dict or dataclass); "
+            "give zerogate the module whose outputs matter"
+        )
+    for x in outputs:
+        watcher.stored(x)
+        watcher.used(x)
+        if (labels := watcher.labels_of(x)) is not None:
+            watcher.seen.labels.freeze(squash(labels), "an output of the network")
+    watcher.seen.twin = untouched
+    watcher.finish()
+    watcher.seen.name_moved()
+    for name, module in modules_by_name(twin).items():
+        if isinstance(module, Attention) and module.called:
+            watcher.seen.attention[name] = dict(module.called)
+            if (reason := refusal(module.called)) is not None:
+                for tensor, _ in module.named_parameters():
+                    watcher.seen.read_otherwise[f"{name}.{tensor}"] = f"{reason} in {name}"
+    return watcher.seen
+
+
+def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
+    devices = {p.device for p in model.parameters() if not p.is_meta}  # else it can be materialised anywhere
+    for name, tensor in named_tensors(model):
+        if is_lazy(tensor):
+            raise WatchError(
+                f"{name} of this {type(model).__name__} has no shape yet; run the model once on the example inputs first"
+            )
+    for x in tree_leaves(inputs):
+        if isinstance(x, Tensor) and not x.numel():
+            raise WatchError(f"the example inputs are empty: {_describe(inputs)}; give at least one example")
+        if isinstance(x, Tensor) and devices and x.device not in devices:
+            there = ", ".join(sorted(map(str, devices)))
+            raise WatchError(
+                f"the example inputs are on {x.device} and the {type(model).__name__} on {there}; "
+                f"move them: inputs.to({there.split(', ')[0]!r})"
+            )
+
+
+def _dtypes(model: nn.Module) -> str:
+    found = sorted({str(p.dtype) for p in model.parameters()})
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _describe(inputs: Any) -> str:
+    shown = [f"{tuple(x.shape)} {x.dtype} {x.device}" for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    return ", ".join(shown) or f"a {type(inputs).__name__} without tensors"

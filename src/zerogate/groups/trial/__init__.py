@@ -1,0 +1,1 @@
+"""What the record promises, tried on copies cut at random."""

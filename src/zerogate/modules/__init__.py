@@ -1,0 +1,1 @@
+"""Ordinary torch modules and their tensors: by name, copied, run; nothing here knows a gate."""

@@ -1,0 +1,1 @@
+"""What is said of a gated network: tables, text, pictures."""

@@ -1,0 +1,1 @@
+"""The command's trainer, on Lightning and Hydra."""
