@@ -35,7 +35,7 @@ from zerogate.sweeps.local import Queue
 from zerogate.training.config import compose as settings
 from zerogate.training.run_folder import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = {
     "title": "Tiny",
     "command": "zerogate bench tiny",

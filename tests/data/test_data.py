@@ -12,7 +12,7 @@ import torch
 from image_sets import Image, encode, make_folder, make_parquet, np, pa, pixels, pq, refuses, rows, write_parquet
 from zerogate.data import ImageData, load
 
-REAL = Path(os.environ.get("ZEROGATE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+REAL = Path(os.environ.get("ZEROGATE_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 @pytest.fixture(autouse=True)
