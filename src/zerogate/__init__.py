@@ -8,13 +8,12 @@ small = sparse.compact()
 from zerogate import models
 from zerogate.cost.channels import Cost
 from zerogate.errors import CheckpointError, CompactionError, ConfigError, DataError, WatchError, ZerogateError
-from zerogate.gates.fixed import Hard
+from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
 from zerogate.gates.pruners import Magnitude, Random
 from zerogate.gates.schedules import Exponential
 from zerogate.gates.soft_mask import SoftMask
-from zerogate.groups.units import Group
 from zerogate.masks import Held, Mask
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
@@ -22,10 +21,14 @@ from zerogate.report.table import Report
 from zerogate.sparsified import Sparsified
 from zerogate.sparsify import sparsify
 from zerogate.storage.network_file import load, save
+from zerogate.structure import Group
 from zerogate.tickets.search import TicketSearch
 from zerogate.tickets.small_dense import small_dense
 from zerogate.tickets.stage import Stage
 from zerogate.tickets.time import Time
+
+Hard = FixedGate
+"""The name of `FixedGate` before 0.2; goes with the release after that."""
 
 __all__ = [
     "CheckpointError",
@@ -34,6 +37,7 @@ __all__ = [
     "Cost",
     "DataError",
     "Exponential",
+    "FixedGate",
     "Gate",
     "Group",
     "Hard",

@@ -13,18 +13,18 @@ from torch.utils._pytree import tree_map
 from zerogate.compaction import compact as compaction
 from zerogate.cost.channels import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.errors import WatchError, ZerogateError
-from zerogate.gates.fixed import Hard
+from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate
 from zerogate.groups.graph.from_export import exported
-from zerogate.groups.graph.graph_model import Interpreted
-from zerogate.groups.units import Structure
+from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.masking.attachment import Attachment
-from zerogate.masking.forward import Gating
+from zerogate.masking.forward import GatedForward
 from zerogate.masking.placement import channel_placements, weight_placements
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target, project, settle
 from zerogate.report.table import Report, make_report
+from zerogate.structure import Structure
 
 if TYPE_CHECKING:
     from zerogate.masks import Mask
@@ -59,7 +59,7 @@ class Sparsified(nn.Module):
         excluded: frozenset[str],
         min_channels: int,
         round_to: int,
-        graph: Interpreted | None = None,
+        graph: GraphModel | None = None,
     ) -> None:
         super().__init__()
         self.keep_class = graph is None
@@ -94,10 +94,10 @@ class Sparsified(nn.Module):
         index = torch.cat([p.units for p in self.placements])
         self.register_buffer("index", torch.where(index < 0, units, index).to(device), persistent=False)
         self._held: Tensor | None = None  # the logits, for as long as they stay as they are
-        self._gating = Gating(self, self.placements, shapes, per_example)
+        self._gating = GatedForward(self, self.placements, shapes, per_example)
         self._attachment = Attachment(model, structure, self.placements, self._gating)
         self.attach()
-        if isinstance(gate, Hard):
+        if isinstance(gate, FixedGate):
             gate.begin(self)
 
     @property
@@ -135,7 +135,7 @@ class Sparsified(nn.Module):
         """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
         self._share_steps()
         self.gate.step()
-        if isinstance(self.gate, Hard):
+        if isinstance(self.gate, FixedGate):
             self.gate.follow(self)
             self.zero_closed()
         elif isinstance(self.objective, Target):
@@ -186,7 +186,7 @@ class Sparsified(nn.Module):
 
         Raises `ZerogateError` where the mask is of another architecture, or cuts through a channel."""
         is_open = self.is_open() if mask is None else self._units_of(mask)
-        self.gate = Hard(self.gate.scale).to(self.logits.device)
+        self.gate = FixedGate(self.gate.scale).to(self.logits.device)
         self.logits.requires_grad_(False)
         self.logits.grad = None
         self.open_only(is_open.nonzero().flatten())
@@ -278,7 +278,7 @@ class Sparsified(nn.Module):
         """
         return compaction.compact(self, optimizer, ema)
 
-    def graph(self) -> Interpreted:
+    def graph(self) -> GraphModel:
         """The model as a graph, with its tensors: what compaction cuts where it does not keep the class.
 
         Raises `ZerogateError` where the model has been cast or moved since it was exported."""
@@ -291,7 +291,7 @@ class Sparsified(nn.Module):
         if self.__dict__["_graph"] is None:  # a copy or what was pickled
             with self.detached() as model:
                 self.__dict__["_graph"] = exported(model, self.example_inputs)
-        graph: Interpreted = self.__dict__["_graph"]
+        graph: GraphModel = self.__dict__["_graph"]
         return graph
 
     def difference(self, small: nn.Module) -> float:

@@ -19,16 +19,17 @@ from torch import nn
 from zerogate.errors import ZerogateError
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
-from zerogate.groups.find import removable
+from zerogate.groups.find import find_groups
 from zerogate.groups.graph.from_export import exported
 from zerogate.groups.recording.record_run import watch
-from zerogate.groups.units import KINDS, build
+from zerogate.groups.units import build
 from zerogate.masking.hooks import Begin
 from zerogate.modules.index import modules_by_name
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
 from zerogate.sparsified import Sparsified
+from zerogate.structure import KINDS
 
 Unit = Literal["channel", "head", "weight"]
 
@@ -117,7 +118,7 @@ def sparsify(
         if kinds == {"weight"}:
             structure = replace(build(seen, excluded), norms=())
         else:
-            structure = removable(model, example_inputs, seen, excluded, included, kinds, _step(round_to), graph)
+            structure = find_groups(model, example_inputs, seen, excluded, included, kinds, _step(round_to), graph)
     return Sparsified(
         model,
         example_inputs,

@@ -182,7 +182,7 @@ def test_ops_that_need_all_channels(name: str) -> None:
     (row,) = [r for r in sparse.report().rows if r.layer == "a"]
     assert row.status == "refused"
     assert reason in row.reason
-    assert "depends" in reason or "test_groups.py" in row.reason  # where in the user's code
+    assert "depends" in reason or "test_find.py" in row.reason  # where in the user's code
 
 
 def test_residual_sums_tie_and_concatenations_do_not() -> None:

@@ -93,7 +93,7 @@ def test_layers_that_nobody_can_cut() -> None:
     lstm = found["lstm"]
     assert (lstm.kind, lstm.status, lstm.channels_in, lstm.channels_out) == ("LSTM", "refused", None, None)
     assert lstm.params == (112, 112)  # its two matrices
-    assert "lstm" in lstm.reason and "test_report.py:" in lstm.reason
+    assert "lstm" in lstm.reason and "test_table.py:" in lstm.reason
     assert (found["unused"].status, found["unused"].reason) == ("refused", "not run on the example inputs")
     assert (found["memory"].kind, found["memory"].status) == ("Recurrent", "refused")
     assert found["memory"].reason == "not read on the example inputs, or not followed"

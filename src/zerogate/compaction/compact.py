@@ -14,9 +14,9 @@ from zerogate.compaction.optimizer_state import carry
 from zerogate.cutting.attention import unnest
 from zerogate.cutting.plan import Plan, apply_plan, make_plan
 from zerogate.errors import CompactionError, no_weights
-from zerogate.groups.graph.graph_model import Interpreted
+from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.norms import attach_kept
-from zerogate.modules.float64 import InDouble
+from zerogate.modules.float64 import KeepFloat64
 from zerogate.modules.index import deep_copy, named_tensors, overwrite_masked
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
 from zerogate.modules.unregistered import replace, unregistered
@@ -95,9 +95,9 @@ def _cut(sparse: Sparsified, model: nn.Module, plan: Plan, dtype: torch.dtype | 
     """What the plan leaves of a copy of the model, which is used up."""
     if sparse.keep_class:
         return apply_plan(model, plan)
-    mode = InDouble() if dtype is torch.float64 else nullcontext()
+    mode = KeepFloat64() if dtype is torch.float64 else nullcontext()
     graph = apply_plan(sparse.graph().holding(model, mode), plan)
-    assert isinstance(graph, Interpreted)
+    assert isinstance(graph, GraphModel)
     return graph.plain(type(sparse.model).__name__)
 
 
@@ -160,7 +160,7 @@ def _difference(a: nn.Module, b: nn.Module, inputs: Inputs, dtype: torch.dtype |
     unnest(a)  # nested tensors hold zeros where padding was, and plain ones do not
     outs = []
     for model in (a, b):
-        with torch.no_grad(), kept_rng(model), InDouble() if dtype is torch.float64 else nullcontext():
+        with torch.no_grad(), kept_rng(model), KeepFloat64() if dtype is torch.float64 else nullcontext():
             torch.manual_seed(0)
             try:
                 outs.append(tensors_of(call(model, tree_map(_clone, inputs))))

@@ -21,9 +21,8 @@ from zerogate.cost.liveness import listening
 from zerogate.cost.poisson_binomial import count_distribution
 from zerogate.cost.products import Products, padded
 from zerogate.errors import ZerogateError
-from zerogate.groups.recording.record import Axis
-from zerogate.groups.units import Structure
-from zerogate.masking.fused_weights import plain_only
+from zerogate.masking.fused_weights import must_stay_traceable
+from zerogate.structure import Axis, Structure
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,7 @@ class ChannelCost(CostModel):
         return Cost(params, macs)
 
     def priced(self, p: Tensor, over: str, price: float = 1.0) -> Tensor:
-        if plain_only() or p.is_meta or max(map(len, self._keys)) > 2:
+        if must_stay_traceable() or p.is_meta or max(map(len, self._keys)) > 2:
             return super().priced(p, over, price)
         if p.device not in self._closed_form:
             with torch.inference_mode(False):
@@ -326,7 +325,9 @@ class WeightCost(CostModel):
         self._weights: dict[tuple[str, float, torch.device], Tensor] = {}
 
     def priced(self, p: Tensor, over: str, price: float = 1.0) -> Tensor:
-        if plain_only() or p.is_meta or not self._sizes or p.dtype == torch.float64:  # the ops themselves are exact
+        if (
+            must_stay_traceable() or p.is_meta or not self._sizes or p.dtype == torch.float64
+        ):  # the ops themselves are exact
             return super().priced(p, over, price)
         key = over, price, p.device
         if key not in self._weights:

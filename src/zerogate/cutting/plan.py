@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from zerogate.cutting.attention import Attention, plain_attention, state_sizes, unnest
-from zerogate.groups.recording.record import Axis
-from zerogate.groups.units import Structure
 from zerogate.modules.index import modules_by_name, owner_of, put, tied_names
+from zerogate.structure import Axis, Structure
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ def make_plan(model: nn.Module, structure: Structure, kept: Tensor, keep: dict[A
             stays = (units < 0) | kept[units]
             if not torch.equal(arrives, stays):
                 plan.select[c.layer] = (c.channel_dim, stays[arrives].nonzero().flatten())
-    modules = modules_by_name(model, twice=True) if structure.repairs else {}
-    for repair in structure.repairs:
+    modules = modules_by_name(model, twice=True) if structure.size_attributes else {}
+    for repair in structure.size_attributes:
         size = int(((repair.rows < 0) | kept[repair.rows]).any(1).sum())
         key = repair.module, repair.attribute
         held = getattr(modules[repair.module], repair.attribute)

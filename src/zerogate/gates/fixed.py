@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
 
 
-class Hard(Gate):
+class FixedGate(Gate):
     """Gates that stay as they are: z = scale where the logit is positive, else exactly 0, in training and evaluation.
 
     The weights that closed gates multiply are set to zero after every optimizer step, so they are exactly zero under any

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import ZerogateError
-from zerogate.masking.fused_weights import Elementwise, plain_only
+from zerogate.masking.fused_weights import Elementwise, must_stay_traceable
 
 Reset = Literal["paper", "code"]
 RESETS = get_args(Reset)
@@ -77,7 +77,7 @@ class Gate(nn.Module, ABC):
     def _closed_form(self, *methods: str) -> bool:
         """Whether these are the gate's own, not a subclass's, and nobody needs to see their ops."""
         own = next(c for c in type(self).__mro__ if "drawn" in vars(c))
-        return not plain_only() and all(getattr(type(self), m) is getattr(own, m) for m in methods)
+        return not must_stay_traceable() and all(getattr(type(self), m) is getattr(own, m) for m in methods)
 
 
 class Room:
@@ -151,7 +151,7 @@ def movable(logits: Tensor, shift: float, slope: Tensor | float, value: Tensor) 
         soft = gentler(logits)[1]
         return soft + (value - soft).detach()
 
-    if plain_only():
+    if must_stay_traceable():
         return plain(logits)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zerogate.errors import ZerogateError
-from zerogate.gates.fixed import Hard
+from zerogate.gates.fixed import FixedGate
 from zerogate.objectives.target import Target, fitting
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Scope = Literal["global", "layer"]
 
 
-class Magnitude(Hard):
+class Magnitude(FixedGate):
     """Closes the units of the smallest weights: gradual magnitude pruning (Zhu and Gupta, arXiv 1710.01878, eq. 1), or all
     at once, or in the rounds of a `TicketSearch` (iterative magnitude pruning; Frankle and Carbin, ICLR 2019).
 
@@ -120,7 +120,7 @@ class Magnitude(Hard):
         return f"density={self.density}, begin={begin}, end={end}, scope={self.scope!r}, steps={self.steps}"
 
 
-class Random(Hard):
+class Random(FixedGate):
     """Closes units at random when gates are put on a model, the same share of every group: the baseline that knows nothing.
 
     Args:

@@ -8,26 +8,27 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from zerogate.cutting.plan import apply_plan, make_plan
-from zerogate.groups.graph.graph_model import Interpreted
-from zerogate.groups.norms import understood
-from zerogate.groups.recording.record import Axis, Observations, Repair
+from zerogate.groups.graph.graph_model import GraphModel
+from zerogate.groups.norms import exact_rules
+from zerogate.groups.recording.record import Recording
 from zerogate.groups.trial.confirm import settle
 from zerogate.groups.trial.replay import Trial
 from zerogate.groups.trial.size_attributes import follow_written_sizes
-from zerogate.groups.units import KINDS, Structure, build
+from zerogate.groups.units import build
 from zerogate.modules.copies import twin_of
 from zerogate.modules.run import Inputs, kept_rng
+from zerogate.structure import KINDS, Axis, SizeAttribute, Structure
 
 
-def removable(
+def find_groups(
     model: nn.Module,
     inputs: Inputs,
-    seen: Observations,
+    seen: Recording,
     exclude: Collection[str] = (),
     include: Collection[str] | None = None,
     kinds: Collection[str] = KINDS,
     step: int = 1,
-    graph: Interpreted | None = None,
+    graph: GraphModel | None = None,
 ) -> Structure:
     """The structure of all units that the model's own forward, or that of its graph, can do without.
 
@@ -68,11 +69,11 @@ class _Cut:
 
 
 def _settle_norms(
-    model: nn.Module, seen: Observations, structure: Structure, graph: Interpreted | None
+    model: nn.Module, seen: Recording, structure: Structure, graph: GraphModel | None
 ) -> Structure | None:
     """The structure with the way found for each norm; None where it must be made anew: some channels are frozen, because
     their norm cannot be taken over the kept ones, or attributes follow."""
-    known = [*understood(model, structure, graph)]
+    known = [*exact_rules(model, structure, graph)]
     ways = {norm.module: way for norm, way in known}
     found = []
     for norm in seen.norms:
@@ -84,7 +85,7 @@ def _settle_norms(
             norm = way.of(norm)
             for attribute, entry in way.sizes:
                 key = norm.module, attribute, entry
-                seen.repairs[key] = Repair(*key, norm.labels[:, None])
+                seen.size_attributes[key] = SizeAttribute(*key, norm.labels[:, None])
         found.append(norm)
     seen.norms = found
     if any(way is None or way.sizes for _, way in known):

@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.cutting.plan import apply_plan, make_plan
-from zerogate.groups.graph.graph_model import ARGUMENTS, Interpreted
-from zerogate.groups.recording.record import Norm, Repair
+from zerogate.groups.graph.graph_model import ARGUMENTS, GraphModel
 from zerogate.groups.trial.size_attributes import holders
-from zerogate.groups.units import Structure
-from zerogate.modules.float64 import InDouble
+from zerogate.modules.float64 import KeepFloat64
 from zerogate.modules.index import deep_copy, named_tensors
+from zerogate.structure import Norm, SizeAttribute, Structure
 
 
 @dataclass
@@ -121,8 +120,8 @@ class Way:
         return replace(norm, centred=self.centred, over=self.over, outside=self.outside)
 
 
-def understood(
-    model: nn.Module, structure: Structure, graph: Interpreted | None = None
+def exact_rules(
+    model: nn.Module, structure: Structure, graph: GraphModel | None = None
 ) -> Iterator[tuple[Norm, Way | None]]:
     """Every norm with the way to take it over kept channels, found by trying; None where no way is exact. Where there is
     a graph, it is what will be cut, and not the norm itself."""
@@ -136,7 +135,7 @@ def understood(
         yield norm, known[key]
 
 
-def _found(module: nn.Module, norm: Norm, structure: Structure, graph: Interpreted | None) -> Way | None:
+def _found(module: nn.Module, norm: Norm, structure: Structure, graph: GraphModel | None) -> Way | None:
     own = norm.labels[norm.labels >= 0].unique()
     kept = torch.ones(structure.units, dtype=torch.bool)
     kept[own[1::3] if len(own) > 1 else own] = False
@@ -161,14 +160,16 @@ def _found(module: nn.Module, norm: Norm, structure: Structure, graph: Interpret
         (),
         frozenset(),
         {},
-        repairs=tuple(_repairs_within(structure, norm, whole)),
+        size_attributes=tuple(_repairs_within(structure, norm, whole)),
     )
-    followed = {(r.attribute, r.entry) for r in local.repairs}
+    followed = {(r.attribute, r.entry) for r in local.size_attributes}
     counts = [c for c in holders(module, len(norm.labels)) if c not in followed] if graph is None else []
     for sizes in ([], counts, *([c] for c in counts if len(counts) > 1)):
-        more = tuple(Repair("", *c, norm.labels[:, None]) for c in sizes)
+        more = tuple(SizeAttribute("", *c, norm.labels[:, None]) for c in sizes)
         try:
-            way = _exact_way(dense, whole, norm, replace(local, repairs=local.repairs + more), kept, x, w)
+            way = _exact_way(
+                dense, whole, norm, replace(local, size_attributes=local.size_attributes + more), kept, x, w
+            )
         except Exception:  # whatever the module does with an input of this size
             way = None
         if way is not None:
@@ -185,7 +186,7 @@ def _exact_way(
     small = apply_plan(deep_copy(whole), make_plan(whole, local, kept))
     chosen = w.nonzero().flatten()
     rest = tuple(range(1 - x.ndim, 0))
-    with torch.no_grad(), InDouble():
+    with torch.no_grad(), KeepFloat64():
         wanted = small(x.index_select(norm.dim, chosen))
         for outside, centred, over in itertools.product((False, True), (True, False), ((norm.dim,), rest)):
             twin, way = deep_copy(dense), Way(centred, over, outside, [])
@@ -196,11 +197,11 @@ def _exact_way(
     return None
 
 
-def _repairs_within(structure: Structure, norm: Norm, whole: nn.Module) -> Iterator[Repair]:
-    for repair in structure.repairs:
+def _repairs_within(structure: Structure, norm: Norm, whole: nn.Module) -> Iterator[SizeAttribute]:
+    for repair in structure.size_attributes:
         if repair.module == norm.module:
             yield replace(repair, module="")
-        elif isinstance(whole, Interpreted) and repair.attribute in vars(whole.get_submodule(ARGUMENTS)):
+        elif isinstance(whole, GraphModel) and repair.attribute in vars(whole.get_submodule(ARGUMENTS)):
             yield repair
 
 

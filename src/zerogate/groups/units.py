@@ -4,83 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from zerogate.groups.labels import along, narrow_constant, squash, varying_dims
-from zerogate.groups.recording.record import Axis, Box, Call, Norm, Observations, Repair
+from zerogate.groups.recording.record import Recording, SliceConstraint
 from zerogate.modules.index import owner_of
-
-KINDS = ("channel", "head")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that the same layers produce and the same layers consume; ``slice`` says where their logits are."""
-
-    name: str
-    slice: slice
-    producers: tuple[str, ...]
-    consumers: tuple[str, ...]
-    kind: str = "channel"
-    """``"channel"``, or ``"head"`` where a unit is all that one head of an attention needs."""
-
-    @property
-    def units(self) -> int:
-        return self.slice.stop - self.slice.start
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Units of a network and the slices they occupy.
-
-    Attributes:
-        axes: for every axis that holds units, the unit of each index, int64 [size]; −1 where nothing can be removed.
-        groups: in the order of their units.
-        calls: every layer run, also those that hold no unit.
-        inputs: units that are network inputs (no layer makes them; compaction selects them first).
-        refused: axis → why its channels, or some of them, stay.
-        norms: modules that normalise over the kept ones of their channels.
-        repairs: attributes whose values follow from what is kept.
-        attention: `nn.MultiheadAttention` modules with heads that can go → how they are called.
-        reasons: tensors that some op reads in a way that cannot be followed → why.
-        unit_of: unit of each label, −1 for those that stay.
-    """
-
-    axes: dict[Axis, Tensor]
-    groups: tuple[Group, ...]
-    calls: tuple[Call, ...]
-    inputs: frozenset[int]
-    refused: dict[Axis, str]
-    norms: tuple[Norm, ...] = ()
-    repairs: tuple[Repair, ...] = ()
-    attention: dict[str, dict[str, bool]] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    unit_of: Tensor = field(default_factory=lambda: torch.full((1,), -1))
-
-    @property
-    def units(self) -> int:
-        return self.groups[-1].slice.stop if self.groups else 0
-
-    @cached_property
-    def group_of_unit(self) -> Tensor:
-        """int64 [units]."""
-        sizes = torch.tensor([g.units for g in self.groups], dtype=torch.int64)
-        return torch.repeat_interleave(torch.arange(len(self.groups)), sizes)
-
-    @cached_property
-    def in_line(self) -> tuple[list[int], Tensor, Tensor]:
-        """All of `axes` one after another: their sizes, the number of its axis for each index, and its unit."""
-        sizes = [len(units) for units in self.axes.values()]
-        number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
-        return sizes, number, torch.cat([*self.axes.values(), torch.empty(0, dtype=torch.int64)])
+from zerogate.structure import KINDS, Axis, Group, LayerCall, SizeAttribute, Structure
 
 
 def build(
-    seen: Observations,
+    seen: Recording,
     exclude: Iterable[str] = (),
     include: Collection[str] | None = None,
     kinds: Collection[str] = KINDS,
@@ -97,8 +33,8 @@ def build(
     for (tensor, _), vector in [*seen.axes.items()]:
         if owner_of(tensor) in excluded:
             seen.labels.freeze(vector, f"{owner_of(tensor)} is excluded")
-        if tensor in seen.read_otherwise:
-            seen.labels.freeze(vector, seen.read_otherwise[tensor])
+        if tensor in seen.unfollowed:
+            seen.labels.freeze(vector, seen.unfollowed[tensor])
     _settle_boxes(seen)
     root, (why, reasons) = seen.labels.roots(), seen.labels.reasons()
     names = list(seen.axes)
@@ -108,7 +44,7 @@ def build(
     axes = dict(zip(names, held.split(lengths), strict=True)) if names else {}
 
     consumed = {c.consumes for c in seen.calls if c.consumes}
-    produced = {c.produces for c in seen.calls if c.produces} | seen.sources
+    produced = {c.produces for c in seen.calls if c.produces} | seen.parameter_sources
     _freeze_inputs(seen, root, axes, produced, why, reasons)
     wanted = [a in produced and (include is None or owner_of(a[0]) in include) for a in names]
     none = torch.zeros(len(root), dtype=torch.bool)
@@ -118,7 +54,7 @@ def build(
 
     present, has_consumer = none.index_fill(0, held, True), on([a in consumed for a in names])
     chosen = on(wanted) if include is not None else ~none
-    is_head = none.index_fill(0, root[torch.cat([*seen.heads, torch.zeros(1, dtype=torch.int64)])], True)
+    is_head = none.index_fill(0, root[torch.cat([*seen.head_labels, torch.zeros(1, dtype=torch.int64)])], True)
     free = why < 0
     free[0] = False
     for excuse, stay in (
@@ -154,14 +90,14 @@ def build(
         inputs,
         refused,
         tuple(n for n in norms if (n.labels >= 0).any()),
-        repairs_of(seen, unit_of),
+        size_attributes_of(seen, unit_of),
         {path: called for path, called in seen.attention.items() if path in owners},
-        dict(seen.read_otherwise),
+        dict(seen.unfollowed),
         unit_of,
     )
 
 
-def _repeated(seen: Observations, unit_of: Tensor) -> list[Call]:
+def _repeated(seen: Recording, unit_of: Tensor) -> list[LayerCall]:
     """All calls; those that are made once for each channel with an axis that counts these."""
     calls = list(seen.calls)
     if seen.repeated:
@@ -225,19 +161,21 @@ def _grouped(
     return groups, unit_of
 
 
-def repairs_of(seen: Observations, unit_of: Tensor) -> tuple[Repair, ...]:
-    repairs = (replace(r, rows=unit_of[r.rows]) for r in seen.repairs.values())
+def size_attributes_of(seen: Recording, unit_of: Tensor) -> tuple[SizeAttribute, ...]:
+    repairs = (replace(r, rows=unit_of[r.rows]) for r in seen.size_attributes.values())
     return tuple(r for r in repairs if (r.rows >= 0).any())
 
 
-def _settle_boxes(seen: Observations) -> None:
+def _settle_boxes(seen: Recording) -> None:
     """Ties labels until whatever can be removed of an activation or parameter is a whole slice of it.
 
     Where classes are no slices yet, they are made so along the dimension that leaves most of them.
     """
     if seen.settled_at == seen.labels.changes:
         return
-    boxes = {(b.labels.data_ptr(), b.labels.shape, b.labels.stride(), b.name, b.dims): b for b in seen.boxes}
+    boxes = {
+        (b.labels.data_ptr(), b.labels.shape, b.labels.stride(), b.name, b.dims): b for b in seen.slice_constraints
+    }
     settled = False
     while not settled:
         settled = True
@@ -264,7 +202,7 @@ def _settle_boxes(seen: Observations) -> None:
     seen.settled_at = seen.labels.changes
 
 
-def _attach(seen: Observations, root: Tensor, box: Box, dim: int, vector: Tensor) -> bool:
+def _attach(seen: Recording, root: Tensor, box: SliceConstraint, dim: int, vector: Tensor) -> bool:
     """Slices a box's parameter with it; whether that was news."""
     if box.index is not None:
         inside = box.index >= 0
@@ -280,7 +218,7 @@ def _attach(seen: Observations, root: Tensor, box: Box, dim: int, vector: Tensor
 
 
 def _freeze_inputs(
-    seen: Observations,
+    seen: Recording,
     root: Tensor,
     axes: dict[Axis, Tensor],
     produced: set[Axis],

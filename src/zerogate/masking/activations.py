@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.masking.fused_weights import plain_only
+from zerogate.masking.fused_weights import must_stay_traceable
 
 
 class Spread(torch.autograd.Function):
@@ -69,7 +69,7 @@ class Products:
         shape = [1] * x.ndim
         shape[0], shape[dim] = z.shape
         z = z.to(x.dtype)
-        if plain_only() or not x.is_floating_point():
+        if must_stay_traceable() or not x.is_floating_point():
             return x * z.view(shape)
         if shape[1] == 1 or not x.is_contiguous() or not x.numel():
             product: Tensor = _Scaled.apply(x, z.view(shape))

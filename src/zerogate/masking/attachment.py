@@ -14,17 +14,19 @@ from torch import nn
 
 from zerogate.errors import ZerogateError
 from zerogate.groups import norms
-from zerogate.groups.units import Structure
-from zerogate.masking.forward import Gating
+from zerogate.masking.forward import GatedForward
 from zerogate.masking.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
 from zerogate.masking.placement import Placement
 from zerogate.modules.index import modules_by_name, owner_of, tied_names
+from zerogate.structure import Structure
 
 
 class Attachment:
     """The hooks that put gates on a model; none at first."""
 
-    def __init__(self, model: nn.Module, structure: Structure, placements: Sequence[Placement], gating: Gating) -> None:
+    def __init__(
+        self, model: nn.Module, structure: Structure, placements: Sequence[Placement], gating: GatedForward
+    ) -> None:
         self._model, self._structure, self._placements, self._gating = model, structure, placements, gating
         self._parameters_were = _parameters(model)
         self._handles: list[Any] = []

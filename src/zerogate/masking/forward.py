@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from zerogate.errors import ZerogateError, no_weights
 from zerogate.gates.gate import Again, Gate
 from zerogate.masking.activations import Products, Spread
-from zerogate.masking.fused_weights import Masked, plain_only, rounds
+from zerogate.masking.fused_weights import MaskWeights, must_stay_traceable, rounds
 from zerogate.masking.placement import Placement
-from zerogate.masking.recomputation import Draw, Draws
+from zerogate.masking.recomputation import Draw, DrawHistory
 
 if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
 
 
-class Gating:
+class GatedForward:
     """Draws the gates of a handle, and knows what was drawn for the forward that runs.
 
     Attributes:
@@ -56,7 +56,7 @@ class Gating:
         self._drawn: list[Tensor] | None = None
         self._statistics: list[Tensor] = []
         self._products: dict[tuple[int, int, int], tuple[Tensor, int, Tensor]] = {}
-        self._draws = Draws()
+        self._draws = DrawHistory()
 
     @property
     def sparing(self) -> bool:
@@ -119,12 +119,12 @@ class Gating:
     def masked_weights(self, z: Tensor, weights: Sequence[Tensor], again: Again | None = None) -> list[Tensor]:
         """The gated weights, given in the order of ``names``, times their gates, for z [units]; ``again`` computes z
         once more for the backward pass, which then does not keep it."""
-        if not plain_only():
+        if not must_stay_traceable():
             found, z_again = list(weights), None if again is None else again.z
             for lies in self._rounds:
                 lies.to(z.device)
                 numbers = [x.weight for x in lies.layers]
-                masked = Masked.apply(lies, z_again, z, *(found[i] for i in numbers))
+                masked = MaskWeights.apply(lies, z_again, z, *(found[i] for i in numbers))
                 for number, w in zip(numbers, masked, strict=True):
                     found[number] = w
             return found
@@ -138,7 +138,7 @@ class Gating:
     def _by_example(self, z: Tensor) -> list[Tensor]:
         """Gates of every placement, [examples, channels], of gates z, [examples, units]."""
         ungated = any(lies.ungated for lies in self._rounds)
-        if plain_only():
+        if must_stay_traceable():
             z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
             return list(z.index_select(1, self.sparse.index).split(self._lengths, 1))
         return list(Spread.apply(z, self.sparse.index, self._lengths, ungated))
@@ -192,13 +192,13 @@ class Gating:
     def known_product(self, x: Tensor, number: int, channel_dim: int) -> Tensor | None:
         """An activation times the gates of a placement, where another layer with the same gates has read it in this
         forward."""
-        found = None if plain_only() else self._products.get((id(x), self._alike[number], channel_dim))
+        found = None if must_stay_traceable() else self._products.get((id(x), self._alike[number], channel_dim))
         return None if found is None or found[1] != x._version else found[2]
 
     def note_product(self, x: Tensor, number: int, channel_dim: int, product: Tensor) -> None:
         """Notes what was multiplied, if autograd keeps it in any case; checkpoints and their like keep it elsewhere."""
         kept = torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-        if kept and self.depth and not plain_only():
+        if kept and self.depth and not must_stay_traceable():
             self._products[id(x), self._alike[number], channel_dim] = x, x._version, product
 
     def __getstate__(self) -> dict[str, Any]:

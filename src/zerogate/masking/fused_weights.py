@@ -22,7 +22,7 @@ Backward = Callable[[Tensor], Tensor]
 CHUNK = 16  # numbers that are summed side by side
 
 
-def plain_only() -> bool:
+def must_stay_traceable() -> bool:
     """Whether a compiler or a transformation follows what runs, and must find plain ops."""
     return (
         torch.compiler.is_compiling()
@@ -133,7 +133,7 @@ class Round:
         return buffer.to(z.dtype)
 
 
-class Masked(torch.autograd.Function):
+class MaskWeights(torch.autograd.Function):
     """All weights of a `Round` times their gates: ``apply(round, again, z, *weights)``.
 
     ``again(z)``, where given, computes z once more, which then is not kept."""

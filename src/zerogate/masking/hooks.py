@@ -17,12 +17,12 @@ from zerogate.errors import ZerogateError
 
 if TYPE_CHECKING:
     from zerogate.masking.attachment import Attachment
-    from zerogate.masking.forward import Gating
+    from zerogate.masking.forward import GatedForward
 
 
 @dataclass
 class Begin:
-    gating: Gating
+    gating: GatedForward
     attachment: Attachment
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ _CALL = nn.Module._call_impl.__code__
 
 @dataclass
 class End:
-    gating: Gating
+    gating: GatedForward
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.gating.depth = max(0, self.gating.depth - 1)
@@ -65,7 +65,7 @@ class End:
 
 @dataclass
 class Shadow:
-    gating: Gating
+    gating: GatedForward
     held: list[tuple[nn.Module, str, int]]
     put: list[list[tuple[nn.Module, str]]]
     """What each call that is under way has shadowed: a module may call itself, or another one that reads its weight."""
@@ -93,7 +93,7 @@ class Unshadow:
 class Weights:
     """How much each channel counts in a norm's statistics."""
 
-    gating: Gating
+    gating: GatedForward
     number: int
 
     def __call__(self) -> Tensor:
@@ -102,7 +102,7 @@ class Weights:
 
 @dataclass
 class Multiply:
-    gating: Gating
+    gating: GatedForward
     number: int
     channel_dim: int
 

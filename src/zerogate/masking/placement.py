@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zerogate.groups.units import Group, Structure
+from zerogate.structure import Group, Structure
 
 
 @dataclass(frozen=True)

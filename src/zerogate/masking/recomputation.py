@@ -38,7 +38,7 @@ class Draw:
     tensors: list[Tensor] = field(default_factory=list)
 
 
-class Draws:
+class DrawHistory:
     """All draws whose graphs are alive: a draw is held by its own graph."""
 
     def __init__(self) -> None:
@@ -89,4 +89,4 @@ class Draws:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Draws, ()  # a draw belongs to a graph, which cannot be copied
+        return DrawHistory, ()  # a draw belongs to a graph, which cannot be copied

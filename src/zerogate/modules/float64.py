@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class InDouble(TorchFunctionMode):
+class KeepFloat64(TorchFunctionMode):
     """Lets a float64 model stay in float64 where its forward asks for float32, as several norms and softmaxes do: what
     differs in the last bit would be rounded to what differs in the eighth digit."""
 

@@ -13,9 +13,8 @@ from zerogate.objectives.target import Target
 from zerogate.storage.encodings import header_bytes, smallest
 
 if TYPE_CHECKING:
-    from zerogate.groups.recording.record import Axis, Call
-    from zerogate.groups.units import Structure
     from zerogate.sparsified import Sparsified
+    from zerogate.structure import Axis, LayerCall, Structure
 
 _COLOURS = {"kept": "default", "shrunk": "green", "refused": "yellow"}
 
@@ -270,7 +269,7 @@ def _why_not_followed(structure: Structure, layer: str, names: list[str]) -> str
     return "not followed" if any(owner_of(name) == layer for name in seen) else "not run on the example inputs"
 
 
-def _why_channels_stay(structure: Structure, c: Call) -> str:
+def _why_channels_stay(structure: Structure, c: LayerCall) -> str:
     """Why output channels of a layer, or some of them, cannot be removed; nothing where all can."""
     if c.produces is None:
         return "its channels are not followed"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zerogate.errors import CheckpointError, ZerogateError
-from zerogate.gates.fixed import Hard
+from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import RESETS, Reset
 from zerogate.gates.pruners import Magnitude
 from zerogate.masks import Mask
@@ -78,7 +78,7 @@ class TicketSearch:
             raise ZerogateError(f"rounds must be a whole number of at least 0, got {rounds!r}")
         if rounds == 0 and sparse.gate.learns:
             raise ZerogateError(f"rounds=0 leaves no round in which {type(sparse.gate).__name__} gates could learn")
-        if rounds > 0 and isinstance(sparse.gate, Hard) and not isinstance(sparse.gate, Magnitude):
+        if rounds > 0 and isinstance(sparse.gate, FixedGate) and not isinstance(sparse.gate, Magnitude):
             raise ZerogateError(f"rounds={rounds}: {type(sparse.gate).__name__} gates do not change; give rounds=0")
         if reset not in RESETS:
             raise ZerogateError(f"reset is one of {', '.join(RESETS)}, got {reset!r}")
@@ -189,7 +189,7 @@ class TicketSearch:
             with torch.no_grad():
                 sparse.logits.copy_(gate.restarted(sparse.logits, self._initial.to(sparse.logits.device), self.reset))
             gate.restart()
-        elif isinstance(gate, Hard):
+        elif isinstance(gate, FixedGate):
             sparse.zero_closed()
 
     def _begin(self) -> None:
@@ -234,7 +234,7 @@ class TicketSearch:
             "initial": self._initial,
             "snapshot": None if self._snapshot is None else self._snapshot.tensors,
             "optimizer": None if self._snapshot is None else self._snapshot.optimizer,
-            "scale": self.sparse.gate.scale if isinstance(self.sparse.gate, Hard) else None,
+            "scale": self.sparse.gate.scale if isinstance(self.sparse.gate, FixedGate) else None,
         }
 
     def state_dict(self) -> dict[str, Any]:

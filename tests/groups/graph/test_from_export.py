@@ -212,7 +212,7 @@ def test_literal_sizes(name: str) -> None:
         except zg.WatchError as error:
             said = str(error)
         assert reason in said
-        assert "test_exported.py:" in said or "depends on its size" in reason
+        assert "test_from_export.py:" in said or "depends on its size" in reason
     other = torch.randn(5, *x.shape[1:]) if x.ndim == 4 else torch.randn(5, 7, 12)
     sparse = check_exact(model, x, other, unit={"channel", "head"})
     assert {g.name: g.units for g in sparse.groups} == units

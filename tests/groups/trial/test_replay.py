@@ -34,7 +34,7 @@ class Decoys(nn.Module):
 def test_one_attribute_among_many(needed: str) -> None:
     model = Decoys(10, needed)
     sparse = zg.sparsify(model, torch.randn(4, 5))
-    assert [(r.attribute, r.entry) for r in sparse.structure.repairs] == [(needed, None)]
+    assert [(r.attribute, r.entry) for r in sparse.structure.size_attributes] == [(needed, None)]
     close_randomly(sparse, torch.Generator().manual_seed(0))
     assert getattr(sparse.compact(), needed) == int(sparse.kept().sum())
 

@@ -19,13 +19,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from zerogate.errors import WatchError, first_line
-from zerogate.groups.graph.graph_model import Interpreted
-from zerogate.groups.graph.normalize import Rewriting
+from zerogate.groups.graph.graph_model import GraphModel
+from zerogate.groups.graph.normalize import GraphNormalizer
 from zerogate.modules.copies import shared_twin
 from zerogate.modules.run import Inputs, kept_rng
 
 
-def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
+def exported(model: nn.Module, inputs: Inputs) -> GraphModel:
     """The model in evaluation mode as a graph, on its own tensors.
 
     Batch sizes stay free, and so do lengths of inputs of up to three dimensions, wherever the forward allows it and the
@@ -40,7 +40,7 @@ def exported(model: nn.Module, inputs: Inputs) -> Interpreted:
         alone = _calls(twin)
         try:
             with kept_rng(model), _quietly():
-                return Rewriting(model, _export(twin, inputs, free), alone).result()
+                return GraphNormalizer(model, _export(twin, inputs, free), alone).result()
         except Exception as error:
             failure = failure or error
     assert failure is not None

@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zerogate.groups.recording.meta_shapes import bind
-from zerogate.groups.recording.record import Repair, Step
+from zerogate.groups.recording.record import Step
 from zerogate.modules.index import modules_by_name, named_tensors, put
+from zerogate.structure import SizeAttribute
 
 ARGUMENTS = "exported graph.arguments"
 """Module that holds the integers; no network's own modules are called so, and none searches it for sizes."""
@@ -43,7 +44,7 @@ class Place:
 
 @dataclass
 class Program:
-    """What never changes; copies of an `Interpreted` share it."""
+    """What never changes; copies of an `GraphModel` share it."""
 
     graph: fx.Graph
     places: dict[fx.Node, Place]
@@ -71,7 +72,7 @@ class Program:
         return self
 
 
-class Interpreted(nn.Module):
+class GraphModel(nn.Module):
     """The graph with a model's tensors.
 
     Parameters and buffers are held under all the names that the model has for them, in modules of the same names, which
@@ -132,7 +133,7 @@ class Interpreted(nn.Module):
         left = iter(held)
         return _walk(node, lambda name, entry, value: next(left))
 
-    def holding(self, model: nn.Module, mode: AbstractContextManager[Any]) -> Interpreted:
+    def holding(self, model: nn.Module, mode: AbstractContextManager[Any]) -> GraphModel:
         """The same graph with the tensors of another instance of the model, and constants made under ``mode``, of that
         instance's precision."""
         tensors, mine = dict(named_tensors(model)), dict(named_tensors(self))
@@ -144,7 +145,7 @@ class Interpreted(nn.Module):
             put(modules, [name], x.to(now) if x.dtype == was else x)
         return twin
 
-    def part(self, module: str, twin: nn.Module) -> Interpreted | None:
+    def part(self, module: str, twin: nn.Module) -> GraphModel | None:
         """What runs inside a module that takes one tensor and returns one, with the tensors of a copy of the module."""
         span = self._program.spans.get(module, [])
         inside = set(span)
@@ -168,7 +169,7 @@ class Interpreted(nn.Module):
                     values[read] = graph.get_attr(name)
             values[node] = graph.node_copy(node, values.__getitem__)
         graph.output(values[results[0]])
-        return Interpreted(Program(graph, {}, constants=constants), twin)
+        return GraphModel(Program(graph, {}, constants=constants), twin)
 
     def plain(self, name: str) -> fx.GraphModule:
         """A graph module of torch alone, in evaluation mode, that holds these tensors and integers."""
@@ -250,8 +251,8 @@ def _walk(node: fx.Node, each: Callable[[str, int | None, int], int]) -> tuple[t
 
 
 def written_sizes(
-    model: Interpreted, steps: Sequence[Step], located: Callable[[Step], Sequence[tuple[int, Tensor, str, int | None]]]
-) -> dict[tuple[str, str, int | None], Repair]:
+    model: GraphModel, steps: Sequence[Step], located: Callable[[Step], Sequence[tuple[int, Tensor, str, int | None]]]
+) -> dict[tuple[str, str, int | None], SizeAttribute]:
     """Which of the integers follow from what is kept.
 
     Args:
@@ -260,7 +261,7 @@ def written_sizes(
         located: sizes that a step was given: size, rows of labels that it counts, argument, place in it.
     """
     nodes = {node.name: node for node in model._program.graph.nodes}
-    found: dict[tuple[str, str, int | None], Repair] = {}
+    found: dict[tuple[str, str, int | None], SizeAttribute] = {}
     for step in steps:
         node = nodes.get(step.node)
         if node is None or node.target is not step.func:
@@ -280,7 +281,7 @@ def written_sizes(
                 if factor is None or period is None:
                     continue
                 key, rows = (ARGUMENTS, attribute_of(factor), 0), period
-            found[key] = Repair(*key, rows)
+            found[key] = SizeAttribute(*key, rows)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zerogate.groups.graph.graph_model import Interpreted, Program
+from zerogate.groups.graph.graph_model import GraphModel, Program
 from zerogate.groups.graph.source_lines import places_of
 from zerogate.groups.recording.meta_shapes import bind
 from zerogate.modules.index import named_tensors
@@ -18,8 +18,8 @@ _COUNTS = {operator.mul, operator.add, operator.sub, operator.floordiv, torch.op
 _LARGE = 1 << 20  # entries up to which a constant is held as a tensor
 
 
-class Rewriting:
-    """Makes an `Interpreted` of what `ExportedProgram.module` returns.
+class GraphNormalizer:
+    """Makes an `GraphModel` of what `ExportedProgram.module` returns.
 
     Checks of the inputs become nodes; checks of types and devices go, so that the graph can be moved and cast. Cuts into
     equal pieces state each piece, cuts from the end their place from the start. Uniform tensors that the forward makes
@@ -45,7 +45,7 @@ class Rewriting:
         """Calls of a part of the graph → its results."""
         self.meta: dict[str, Any] = {}
 
-    def result(self) -> Interpreted:
+    def result(self) -> GraphModel:
         old = self.module.graph
         for prefix, module in self.model.named_modules(remove_duplicate=False):  # so that all come in the model's order
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
@@ -71,7 +71,7 @@ class Rewriting:
         self.graph.lint()
         places, spans = places_of(self.graph, self.modules, self.alone)
         held = {name: x for name, x in self.constants.items() if name not in self.made}
-        return Interpreted(Program(self.graph, places, spans, held, recipe, self.made), self.model)
+        return GraphModel(Program(self.graph, places, spans, held, recipe, self.made), self.model)
 
     def _make(self, target: Any, *args: Any) -> fx.Node:
         made = self.graph.call_function(target, args)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
-from zerogate.groups.recording.record import Axis, Box, Call, Observations
+from zerogate.groups.recording.record import Recording, SliceConstraint
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.rules import Freeze, View
 from zerogate.modules.index import named_tensors, owner_of
+from zerogate.structure import Axis, LayerCall
 
 NOT_ALWAYS = "{} is used with and without removable channels"
 
@@ -22,7 +23,7 @@ class Parameters(Tracer):
     def __init__(self, model: nn.Module, meta: bool) -> None:
         super().__init__(meta)
         self.follow(model)
-        self.seen = Observations(meta=meta)
+        self.seen = Recording(meta=meta)
         self._labels = self.by_tensor()
         self._views = self.by_tensor()
         tensors = dict(named_tensors(model))
@@ -88,7 +89,7 @@ class Parameters(Tracer):
             reason = self.where("a parameter among channels")
             places = along(index[touching[0]], t)[:, 0]
             size = self._shapes_of[view.name][touching[0]]
-            self.seen.boxes.append(Box(narrow, reason, view.name, dims, places, size))
+            self.seen.slice_constraints.append(SliceConstraint(narrow, reason, view.name, dims, places, size))
             return
         sizes = [self._shapes_of[view.name][d] for d in touching]
         place = index[touching[0]]
@@ -105,8 +106,8 @@ class Parameters(Tracer):
             half = torch.where(labels == 0, held[place], 0)
             self.seen.labels.freeze(half, NOT_ALWAYS.format(view.name))
         if len(touching) > 1:
-            self.seen.boxes.append(
-                Box(
+            self.seen.slice_constraints.append(
+                SliceConstraint(
                     squash(held.view(sizes)),
                     self.where("a parameter over several dimensions of channels"),
                     view.name,
@@ -135,7 +136,7 @@ class Parameters(Tracer):
             for d, index in enumerate(view.index):
                 if dims & set(varying_dims(index)):
                     own = self.axis(view.name, d)
-                    self.seen.sources.add((view.name, d))
+                    self.seen.parameter_sources.add((view.name, d))
                     (narrow,) = narrow_constant(index)
                     made = torch.where(narrow < 0, 0, own[narrow.clamp(min=0)]).expand(x.shape)
                     self.seen.labels.unite(labels, made)
@@ -246,7 +247,7 @@ class Parameters(Tracer):
         self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int
     ) -> None:
         host = self.stack[-1] if self.stack else ""
-        self.seen.calls.append(Call(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim))
+        self.seen.calls.append(LayerCall(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim))
 
     def where(self, reason: str) -> str:
         """The reason, with the module and the line of the user's code that is running."""

@@ -12,35 +12,11 @@ from torch.utils._pytree import tree_map
 
 from zerogate.groups.labels import Labels, narrow_constant, varying_dims
 from zerogate.groups.recording.meta_shapes import bind, like
-
-Axis = tuple[str, int]
-"""A dimension of a parameter or buffer: (its name in the model, dim)."""
+from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute
 
 
 @dataclass(frozen=True)
-class Call:
-    """One run of a layer, and how its multiply-accumulates follow from the channels that are left.
-
-    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``) · (kept along ``repeats``), each
-    factor where it is not None.
-    """
-
-    layer: str
-    """Module that owns the weight."""
-    host: str
-    """Innermost module whose forward was running: the layer itself, unless its weight is read from outside."""
-    weight: str
-    consumes: Axis | None
-    produces: Axis | None
-    macs: float
-    channel_dim: int
-    """Where the layer's input has its channels, counted from the end."""
-    repeats: Axis | None = None
-    """The layer runs once for each channel that is kept along this axis."""
-
-
-@dataclass(frozen=True)
-class Box:
+class SliceConstraint:
     """Labels of something that must stay a box: what is removed of it must be whole slices along one dimension."""
 
     labels: Tensor
@@ -53,46 +29,6 @@ class Box:
     """Which of the parameter's places lies at each place of the box, along the dimension that is no −1; None: the same."""
     size: int = 0
     """Places of the parameter along that dimension."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A module that normalises its input over all channels, and is to do so over the kept ones only.
-
-    Attributes:
-        module: its name.
-        dim: where its input has the channels, counted from the end.
-        shape: of its input in the example.
-        labels: of its channels, [size]; in a `Structure` their units, −1 for those that stay.
-        reason: given where it cannot be done.
-        centred: whether it subtracts the mean (LayerNorm) or not (RMSNorm).
-        over: dimensions it normalises over, counted from the end.
-        outside: whether its result is rescaled, because its weight is no plain factor (``1 + weight``).
-    """
-
-    module: str
-    dim: int
-    shape: tuple[int, ...]
-    labels: Tensor
-    reason: str
-    centred: bool = False
-    over: tuple[int, ...] = ()
-    outside: bool = False
-
-
-@dataclass(frozen=True)
-class Repair:
-    """An attribute whose value follows from what is kept: as many as there are rows with a kept label.
-
-    Attributes:
-        module, attribute: where it is; ``entry`` is its place if it is a tuple or list.
-        rows: labels [n, m]; in a `Structure` their units.
-    """
-
-    module: str
-    attribute: str
-    entry: int | None
-    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -130,30 +66,30 @@ def scalars_among(arguments: Any) -> list[Any]:
 
 
 @dataclass
-class Observations:
+class Recording:
     meta: bool = True
     """Whether the model runs on the meta device."""
     labels: Labels = field(default_factory=Labels)
     axes: dict[Axis, Tensor] = field(default_factory=dict)
-    sources: set[Axis] = field(default_factory=set)
+    parameter_sources: set[Axis] = field(default_factory=set)
     """Axes of parameters that are themselves activations (class tokens, queries)."""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
     repeated: dict[int, Tensor] = field(default_factory=dict)
     """Number of a call that is made once for each channel → labels of these."""
     inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    read_otherwise: dict[str, str] = field(default_factory=dict)
+    unfollowed: dict[str, str] = field(default_factory=dict)
     """Tensors that some op without a rule has read, with the reason to give."""
-    boxes: list[Box] = field(default_factory=list)
-    heads: list[Tensor] = field(default_factory=list)
+    slice_constraints: list[SliceConstraint] = field(default_factory=list)
+    head_labels: list[Tensor] = field(default_factory=list)
     """Labels that a product of two activations sums together."""
     norms: list[Norm] = field(default_factory=list)
-    repairs: dict[tuple[str, str, int | None], Repair] = field(default_factory=dict)
+    size_attributes: dict[tuple[str, str, int | None], SizeAttribute] = field(default_factory=dict)
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules and how they are called."""
     steps: list[Step] = field(default_factory=list)
-    given: dict[str, list[Tensor]] = field(default_factory=dict)
+    module_inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     """Module → labels of what it was last called with."""
-    hopeless: set[tuple[tuple[str, int], str]] = field(default_factory=set)
+    unrepairable: set[tuple[tuple[str, int], str]] = field(default_factory=set)
     """Lines of code for which no attribute, or no tie, was found."""
     twin: nn.Module | None = None
     """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
@@ -163,7 +99,7 @@ class Observations:
     """What a replay counts, once it has been gathered."""
     settled_at: int = -1
     """The state of the labels in which all boxes were found whole."""
-    moved: list[tuple[int, int, list[tuple[str, tuple[Tensor, ...]]]]] = field(default_factory=list)
+    moved_parameters: list[tuple[int, int, list[tuple[str, tuple[Tensor, ...]]]]] = field(default_factory=list)
     """Steps and results that hold parameters alone: their names, and where along each of their dimensions entries lie."""
     _named: int = -1
 
@@ -183,7 +119,7 @@ class Observations:
         if self._named == len(self.axes):
             return
         self._named = len(self.axes)
-        for number, place, views in self.moved:
+        for number, place, views in self.moved_parameters:
             shape, _ = self.steps[number].outs[place]
             self.steps[number].outs[place] = shape, self._labels_in_views(shape, views)
             self.steps[number].__dict__.pop("demands", None)

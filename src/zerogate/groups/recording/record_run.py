@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zerogate.cutting.attention import Attention, refusal
 from zerogate.errors import WatchError, first_line
 from zerogate.groups.labels import squash
-from zerogate.groups.recording.record import Observations
-from zerogate.groups.recording.recorder import Watcher
+from zerogate.groups.recording.record import Recording
+from zerogate.groups.recording.recorder import Recorder
 from zerogate.modules.copies import quick_copy, twin_of
 from zerogate.modules.index import modules_by_name, named_tensors
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
 
 
-def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Observations:
+def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Recording:
     """Runs a copy of the model in evaluation mode on example inputs and returns what was seen.
 
     Raises `WatchError` when the model cannot be copied, rejects the inputs, or returns no tensor.
@@ -46,10 +46,10 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Ob
                 ) from error
 
 
-def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Observations:
+def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Recording:
     twin = twin_of(model, meta)
     untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
-    watcher = Watcher(twin, inputs, label_inputs, meta)
+    watcher = Recorder(twin, inputs, label_inputs, meta)
     with torch.inference_mode(), watcher:
         outputs = tensors_of(call(twin, watcher.inputs))
     if not outputs:
@@ -70,7 +70,7 @@ def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> 
             watcher.seen.attention[name] = dict(module.called)
             if (reason := refusal(module.called)) is not None:
                 for tensor, _ in module.named_parameters():
-                    watcher.seen.read_otherwise[f"{name}.{tensor}"] = f"{reason} in {name}"
+                    watcher.seen.unfollowed[f"{name}.{tensor}"] = f"{reason} in {name}"
     return watcher.seen
 
 

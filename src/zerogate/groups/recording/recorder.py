@@ -10,20 +10,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from zerogate.errors import first_line
-from zerogate.groups.graph.graph_model import Interpreted
+from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
 from zerogate.groups.recording.parameters import NOT_ALWAYS, Parameters
-from zerogate.groups.recording.record import Box, Norm, Repair, Step
+from zerogate.groups.recording.record import SliceConstraint, Step
 from zerogate.groups.recording.tracer import LAYOUT, tensors_among
 from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, follow_views, pointwise
 from zerogate.groups.rules.op import replaced
 from zerogate.modules.index import modules_by_name
 from zerogate.modules.run import Inputs
+from zerogate.structure import Norm, SizeAttribute
 
 _FOLLOWED = 1 << 22  # entries of memory up to which what is written into it is followed
 
 
-class Watcher(Parameters):
+class Recorder(Parameters):
     """What rules see of the run."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> None:
@@ -41,7 +42,7 @@ class Watcher(Parameters):
         """Memory into which channels were written → its labels; held."""
         self._constant = self.by_tensor()
         """Results of factories, and what was made of them alone → the labels they have met."""
-        self.rewritten = isinstance(model, Interpreted)
+        self.rewritten = isinstance(model, GraphModel)
         """Whether every size that an op is given can be set to what is left."""
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
@@ -62,7 +63,9 @@ class Watcher(Parameters):
             labels = squash(memory[0].flatten().as_strided(x.shape, x.stride(), x.storage_offset()))
             self._labels[x] = labels
             if len(varying_dims(labels)) > 1:
-                self.seen.boxes.append(Box(labels, self.where("memory into which different channels are written")))
+                self.seen.slice_constraints.append(
+                    SliceConstraint(labels, self.where("memory into which different channels are written"))
+                )
 
     def _write(self, x: Tensor, labels: Tensor) -> bool:
         """Notes that channels are written into memory that a factory made. They lie there at their own places; along other
@@ -145,7 +148,7 @@ class Watcher(Parameters):
         held = vars(self._modules[path]).get(attribute)
         entry = len(held) - 1 if isinstance(held, (tuple, list)) and held else None
         if held is not None and (held == value if entry is None else tuple(held) == value):
-            self.seen.repairs[path, attribute, entry] = Repair(path, attribute, entry, rows)
+            self.seen.size_attributes[path, attribute, entry] = SizeAttribute(path, attribute, entry, rows)
 
     def mixes(self, result: Tensor, labels: Tensor, reason: str) -> None:
         """Says that a result is made of all of these channels; they stay if anything uses it."""
@@ -159,7 +162,7 @@ class Watcher(Parameters):
         self._arguments[module] = args if not kwargs else ()
         self._entered[module] = self._entered.get(module, 0) + 1
         tensors = tensors_among((args, kwargs))
-        self.seen.given[module] = [labels for x in tensors if (labels := self._labels.get(x)) is not None]
+        self.seen.module_inputs[module] = [labels for x in tensors if (labels := self._labels.get(x)) is not None]
 
     def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
         op = Op(self, func, args, kwargs, out, tensors)
@@ -206,7 +209,7 @@ class Watcher(Parameters):
         for i, x in enumerate(outputs):
             if x in self._views and x not in self._labels:
                 indices = [(v.name, v.index) for v in self._views[x]]
-                self.seen.moved.append((len(self.seen.steps) - 1, i, indices))
+                self.seen.moved_parameters.append((len(self.seen.steps) - 1, i, indices))
 
     def _apply(self, op: Op, labelled: bool) -> Any:
         known = RULES.get(op.name)
@@ -231,7 +234,7 @@ class Watcher(Parameters):
     def _read_otherwise(self, op: Op, reason: str) -> None:
         for x in op.tensors:
             for view in self.views_of(x):
-                self.seen.read_otherwise.setdefault(view.name, reason)
+                self.seen.unfollowed.setdefault(view.name, reason)
 
     def _set(self, op: Op, tensor: Tensor, label: Tensor | None) -> None:
         before = self._labels.get(tensor)
@@ -254,7 +257,7 @@ class Watcher(Parameters):
             label is not self._labels.get(x) for x in op.tensors if x is not tensor
         ):
             reason = self.where(f"{op.name} folds channels into {tuple(label.shape)}")
-            self.seen.boxes.append(Box(label, reason))
+            self.seen.slice_constraints.append(SliceConstraint(label, reason))
 
     def finish(self) -> None:
         """Freezes what norms take that do not always run over channels."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from zerogate.groups.graph.graph_model import Interpreted
+from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.recording.meta_shapes import arguments_of, result_of
 from zerogate.groups.rules import UnknownValue
 from zerogate.groups.rules.op import replaced
@@ -106,7 +106,7 @@ class Tracer(TorchDispatchMode):
 
     def follow(self, model: nn.Module) -> None:
         """Keeps `stack`, the names of the modules whose forwards are running, with hooks on the model."""
-        if isinstance(model, Interpreted):
+        if isinstance(model, GraphModel):
             model._listener = self
         for prefix, module in modules_by_name(model).items():
             module.register_forward_pre_hook(_Enter(self, prefix), prepend=True, with_kwargs=True)

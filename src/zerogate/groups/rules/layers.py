@@ -228,7 +228,7 @@ def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:
     op.unite(left, right)
     out = squash(either(squash(left), squash(right)))
     if both or over_a or over_b:
-        op.watcher.seen.heads.append(labels_in(out))
+        op.watcher.seen.head_labels.append(labels_in(out))
     return out
 
 

@@ -14,7 +14,7 @@ from zerogate.groups.labels import along, constant, over, squash, varying_dims
 from zerogate.groups.recording.meta_shapes import bind
 
 if TYPE_CHECKING:
-    from zerogate.groups.recording.recorder import Watcher
+    from zerogate.groups.recording.recorder import Recorder
 
 Out = Tensor | list[Tensor | None] | None
 Rule = Callable[["Op"], Out]
@@ -69,7 +69,7 @@ class Op:
 
     def __init__(
         self,
-        watcher: Watcher,
+        watcher: Recorder,
         func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

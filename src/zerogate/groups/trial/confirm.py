@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from zerogate.groups.labels import labels_in, narrow_constant, squash, varying_dims
 from zerogate.groups.recording.parameters import located
-from zerogate.groups.recording.record import Observations, Step
+from zerogate.groups.recording.record import Recording, Step
 from zerogate.groups.recording.tracer import tensors_among
 from zerogate.groups.rules import CUTS, MOVES
 from zerogate.groups.trial.replay import Stop, Trial
 from zerogate.groups.trial.size_arguments import demands
 from zerogate.groups.trial.size_attributes import alike_to, holders, inside_of, repair, upwards
-from zerogate.groups.units import Structure, repairs_of
+from zerogate.groups.units import size_attributes_of
 from zerogate.modules.index import modules_by_name
+from zerogate.structure import Structure
 
 _NUMBERED = {*MOVES, *CUTS} - {"cat", "flatten", "transpose", "permute"}
 
@@ -43,7 +44,7 @@ def settle(trial: Trial, structure: Structure, build: Callable[[], Structure], s
         kept = _some(structure, generator, step)
         stop = trial.run(structure, kept)
         while stop is not None and (further := repair(trial, structure, kept, stop)) is not None:
-            structure = replace(structure, repairs=repairs_of(seen, structure.unit_of))
+            structure = replace(structure, size_attributes=size_attributes_of(seen, structure.unit_of))
             stop = None if further.step > len(seen.steps) else further
         if stop is None:
             passed += 1
@@ -111,12 +112,12 @@ def _tie(trial: Trial, structure: Structure, build: Callable[[], Structure], sto
         return None
     step = seen.steps[stop.step]
     widths = f"tie {_wide(step)}"
-    if (step.place, widths) in seen.hopeless:
+    if (step.place, widths) in seen.unrepairable:
         return None
     alike = [s for s in alike_to(seen, step) if _wide(s) == _wide(step)]
     modules = modules_by_name(trial.model)
     counted = dict.fromkeys(pair for pair, _ in _counted(seen, modules, step))
-    state, repairs = seen.labels.state(), dict(seen.repairs)
+    state, repairs = seen.labels.state(), dict(seen.size_attributes)
     for pair in [*counted, None]:
         changes = seen.labels.changes
         for other in alike:
@@ -126,7 +127,7 @@ def _tie(trial: Trial, structure: Structure, build: Callable[[], Structure], sto
                         seen.labels.unite(mine.amax(1), rows.amax(1))
                 continue
             for mine in tensors_among([other.entering, [found for _, found in other.outs]]):
-                for given in seen.given.get(other.module, ()):
+                for given in seen.module_inputs.get(other.module, ()):
                     if (structure.unit_of[labels_in(given)] >= 0).all():
                         _tie_places(seen, mine, given)
         if seen.labels.changes != changes:
@@ -139,25 +140,25 @@ def _tie(trial: Trial, structure: Structure, build: Callable[[], Structure], sto
                     if further is None or further.step >= stop.step:
                         break
                 if further is not None and further.step == stop.step:
-                    seen.hopeless.discard((step.place, step.name))
+                    seen.unrepairable.discard((step.place, step.name))
                     further = repair(trial, tied, kept, further) or further
                 if further is None or further.step > stop.step:
-                    return replace(tied, repairs=repairs_of(seen, tied.unit_of))
+                    return replace(tied, size_attributes=size_attributes_of(seen, tied.unit_of))
         seen.labels.restore(state)
-        seen.repairs = dict(repairs)
-    seen.hopeless.add((step.place, widths))
+        seen.size_attributes = dict(repairs)
+    seen.unrepairable.add((step.place, widths))
     return None
 
 
 def _counted(
-    seen: Observations, modules: dict[str, nn.Module], step: Step
+    seen: Recording, modules: dict[str, nn.Module], step: Step
 ) -> Iterator[tuple[tuple[int, str, int | None], tuple[Tensor, Tensor]]]:
     """Attributes that have the size that a step was given but count something else already: how far up from its module
     each is, its name and entry, and the rows of labels of both."""
     for size, rows, *_ in demands(step):
         for up, path in enumerate([*upwards(step.module), *inside_of(modules, step.module)]):
             for attribute, entry in holders(modules.get(path), size):
-                held = seen.repairs.get((path, attribute, entry))
+                held = seen.size_attributes.get((path, attribute, entry))
                 if held is not None and len(held.rows) == len(rows) and not torch.equal(held.rows, rows):
                     yield (up, attribute, entry), (rows, held.rows)
 
@@ -167,7 +168,7 @@ def _wide(step: Step) -> list[tuple[int, ...]]:
     return [tuple(x.shape[d] for d in varying_dims(squash(x))) for x in step.entering]
 
 
-def _tie_places(seen: Observations, mine: Tensor, given: Tensor) -> None:
+def _tie_places(seen: Recording, mine: Tensor, given: Tensor) -> None:
     (mine,), (given,) = narrow_constant(mine), narrow_constant(given)
     if given.numel() > 1 and mine.numel() % given.numel() == 0 and sum(n > 1 for n in given.shape) == 1:
         seen.labels.unite(mine.reshape(-1, given.numel()), given.reshape(1, -1))
@@ -185,7 +186,7 @@ def _give_up(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> No
         return _among(at.entering, [found for _, found in at.outs])
 
     def given(at: Step) -> Tensor:
-        return _among(seen.given.get(at.module, []))
+        return _among(seen.module_inputs.get(at.module, []))
 
     def around(at: Step) -> Tensor:
         near = [s for s in steps if s.module == at.module] + (before if at is step else [])

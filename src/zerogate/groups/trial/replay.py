@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from zerogate.errors import first_line
 from zerogate.groups.labels import narrow_constant
 from zerogate.groups.recording.meta_shapes import bind
-from zerogate.groups.recording.record import Observations, Step, scalars_among
+from zerogate.groups.recording.record import Recording, Step, scalars_among
 from zerogate.groups.recording.tracer import LAYOUT, Tracer, tensors_among
 from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
 from zerogate.groups.trial.size_arguments import demands, starts
-from zerogate.groups.units import Structure
 from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import named_tensors
 from zerogate.modules.run import Inputs, call
+from zerogate.structure import Structure
 
 _SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_norm", "native_group_norm"}
 _SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
@@ -81,7 +81,7 @@ class _Vectors:
 class Sizes:
     """What is left of each label's places when some labels are removed."""
 
-    def __init__(self, kept: Tensor, seen: Observations) -> None:
+    def __init__(self, kept: Tensor, seen: Recording) -> None:
         self.kept = kept
         if seen.vectors is None:
             seen.vectors = _Vectors(seen.steps)
@@ -122,7 +122,7 @@ class Sizes:
 
 
 class _Replay(Tracer):
-    def __init__(self, seen: Observations, sizes: Sizes) -> None:
+    def __init__(self, seen: Recording, sizes: Sizes) -> None:
         super().__init__(seen.meta)
         self.steps, self.sizes, self.at, self.running = seen.steps, sizes, 0, False
         self.now: tuple[Any, Any, Any] = None, (), {}
@@ -239,7 +239,7 @@ def _wrong_size(step: Step) -> str:
     return f"{step.name} to a size that is written down"
 
 
-def replay(twin: nn.Module, inputs: Inputs, seen: Observations, sizes: Sizes) -> Stop | None:
+def replay(twin: nn.Module, inputs: Inputs, seen: Recording, sizes: Sizes) -> Stop | None:
     """Runs a smaller model beside the record; where and why it leaves it, or None. ``twin`` is used up."""
     mode = _Replay(seen, sizes)
     mode.results = seen.results
@@ -267,7 +267,7 @@ def _given(mode: _Replay) -> Any:
     return func, scalars_among((args, kwargs)), [x.shape for x in tensors_among((args, kwargs))]
 
 
-def sizes_of(seen: Observations, structure: Structure, kept: Tensor) -> Sizes:
+def sizes_of(seen: Recording, structure: Structure, kept: Tensor) -> Sizes:
     return Sizes((structure.unit_of < 0) | kept[structure.unit_of], seen)
 
 
@@ -284,7 +284,7 @@ class Trial:
 
     model: nn.Module
     inputs: Inputs
-    seen: Observations
+    seen: Recording
     cut: Callable[[nn.Module, Structure, Tensor], nn.Module]
 
     def run(self, structure: Structure, kept: Tensor, sizes: Sizes | None = None) -> Stop | None:

@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from zerogate.groups.graph.graph_model import Interpreted, written_sizes
-from zerogate.groups.recording.record import Observations, Repair, Step
+from zerogate.groups.graph.graph_model import GraphModel, written_sizes
+from zerogate.groups.recording.record import Recording, Step
 from zerogate.groups.rules import CUTS, MOVES
 from zerogate.groups.trial.replay import Stop, Trial, sizes_of
 from zerogate.groups.trial.size_arguments import asked, demands
-from zerogate.groups.units import Structure, repairs_of
+from zerogate.groups.units import size_attributes_of
 from zerogate.modules.index import modules_by_name
+from zerogate.structure import SizeAttribute, Structure
 
 _ATTEMPTS = 12  # attributes tried for one line of code
 
@@ -25,43 +26,43 @@ def repair(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> Stop
     if stop.step >= len(seen.steps):
         return None
     step = seen.steps[stop.step]
-    if (step.place, step.name) in seen.hopeless:
+    if (step.place, step.name) in seen.unrepairable:
         return None
     inside = [s for s in seen.steps if s.module == step.module]
     modules = modules_by_name(trial.model)
     sizes = sizes_of(seen, structure, kept)
     tried: set[tuple[str, str, int | None, int]] = set()
     alike = alike_to(seen, step)
-    everywhere: dict[int, dict[tuple[str, str, int | None], Repair]] = {}
+    everywhere: dict[int, dict[tuple[str, str, int | None], SizeAttribute]] = {}
     ran: dict[tuple[int, ...], Stop] = {}
 
-    def search(attempts: list[list[Repair]]) -> Stop | None:
+    def search(attempts: list[list[SizeAttribute]]) -> Stop | None:
         """Where the run stops after the first of these attempts that takes it past the step; they are in force then. What
         all together do not touch, none of them does, so it goes by halves."""
         if not attempts:
             return None
-        before = dict(seen.repairs)
+        before = dict(seen.size_attributes)
         these = {id(repair): repair for attempt in attempts for repair in attempt}
         for number, repair in these.items():
             if number not in everywhere:
                 everywhere[number] = _everywhere(alike, modules, step, repair)
-            seen.repairs.update(everywhere[number])
+            seen.size_attributes.update(everywhere[number])
         key = tuple(sorted(these))
         if key not in ran:
-            followed = replace(structure, repairs=repairs_of(seen, structure.unit_of))
+            followed = replace(structure, size_attributes=size_attributes_of(seen, structure.unit_of))
             ran[key] = trial.run(followed, kept, sizes) or Stop(len(seen.steps) + 1, "")
         further = ran[key]
         if len(attempts) == 1 and further.step > stop.step:
             return further
-        seen.repairs = before
+        seen.size_attributes = before
         if len(attempts) == 1 or (further.step == stop.step and further.given == stop.given is not None):
             return None
         half = (len(attempts) + 1) // 2
         return search(attempts[:half]) or search(attempts[half:])
 
-    held: list[Repair] = []
+    held: list[SizeAttribute] = []
     for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):
-        wanted: list[Repair] = []
+        wanted: list[SizeAttribute] = []
         for asker in asking:
             for size, rows, *_ in asked(asker) if asker is step else demands(asker):
                 now = sizes.count(rows)
@@ -70,12 +71,12 @@ def repair(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> Stop
                 for path in [*upwards(step.module), *inside_of(modules, step.module)]:
                     for attribute, entry in holders(modules.get(path), size):
                         key = path, attribute, entry, now
-                        if key not in tried and (path, attribute, entry) not in seen.repairs:
+                        if key not in tried and (path, attribute, entry) not in seen.size_attributes:
                             tried.add(key)
-                            wanted.append(Repair(path, attribute, entry, rows))
+                            wanted.append(SizeAttribute(path, attribute, entry, rows))
         held += wanted  # so that no other takes its place
         singles = [[w] for w in wanted]
-        lists: dict[tuple[str, str], list[Repair]] = {}
+        lists: dict[tuple[str, str], list[SizeAttribute]] = {}
         for w in wanted:
             if w.entry is not None:
                 lists.setdefault((w.module, w.attribute), []).append(w)
@@ -85,18 +86,18 @@ def repair(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> Stop
             found = search([wanted])
         if found is not None:
             return found
-    seen.hopeless.add((step.place, step.name))
+    seen.unrepairable.add((step.place, step.name))
     return None
 
 
-def alike_to(seen: Observations, step: Step) -> list[Step]:
+def alike_to(seen: Recording, step: Step) -> list[Step]:
     """Steps of the same op on the same line of code."""
     return [s for s in seen.steps if s.place == step.place and s.name == step.name]
 
 
 def _everywhere(
-    alike: list[Step], modules: dict[str, nn.Module], step: Step, repair: Repair
-) -> dict[tuple[str, str, int | None], Repair]:
+    alike: list[Step], modules: dict[str, nn.Module], step: Step, repair: SizeAttribute
+) -> dict[tuple[str, str, int | None], SizeAttribute]:
     """The same repair for all modules of that class that run the same line, and in the child of the same name of those."""
     found = {(repair.module, repair.attribute, repair.entry): repair}
     mine = next((d for d in asked(step) if d.rows is repair.rows or torch.equal(d.rows, repair.rows)), None)
@@ -117,7 +118,7 @@ def _everywhere(
             place = entry if repair.entry is not None and repair.entry == mine.entry else repair.entry
             same = key == mine.key and (entry == mine.entry or place == entry)
             if same and (repair.attribute, place) in holders(holder, size):
-                found.setdefault((path, repair.attribute, place), Repair(path, repair.attribute, place, rows))
+                found.setdefault((path, repair.attribute, place), SizeAttribute(path, repair.attribute, place, rows))
     return found
 
 
@@ -142,6 +143,6 @@ def holders(module: nn.Module | None, size: int) -> list[tuple[str, int | None]]
     return found
 
 
-def follow_written_sizes(model: Interpreted, seen: Observations) -> None:
+def follow_written_sizes(model: GraphModel, seen: Recording) -> None:
     """Says which sizes of an exported graph follow from what is kept: all that its nodes were given."""
-    seen.repairs |= written_sizes(model, seen.steps, demands)
+    seen.size_attributes |= written_sizes(model, seen.steps, demands)

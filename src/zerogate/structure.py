@@ -1,0 +1,139 @@
+"""What is known of a network's units: which slices of which tensors belong to each, which layers make and read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Axis = tuple[str, int]
+"""A dimension of a parameter or buffer: (its name in the model, dim)."""
+
+
+KINDS = ("channel", "head")
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One run of a layer, and how its multiply-accumulates follow from the channels that are left.
+
+    MACs per example = ``macs`` · (kept along ``consumes``) · (kept along ``produces``) · (kept along ``repeats``), each
+    factor where it is not None.
+    """
+
+    layer: str
+    """Module that owns the weight."""
+    host: str
+    """Innermost module whose forward was running: the layer itself, unless its weight is read from outside."""
+    weight: str
+    consumes: Axis | None
+    produces: Axis | None
+    macs: float
+    channel_dim: int
+    """Where the layer's input has its channels, counted from the end."""
+    repeats: Axis | None = None
+    """The layer runs once for each channel that is kept along this axis."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A module that normalises its input over all channels, and is to do so over the kept ones only.
+
+    Attributes:
+        module: its name.
+        dim: where its input has the channels, counted from the end.
+        shape: of its input in the example.
+        labels: of its channels, [size]; in a `Structure` their units, −1 for those that stay.
+        reason: given where it cannot be done.
+        centred: whether it subtracts the mean (LayerNorm) or not (RMSNorm).
+        over: dimensions it normalises over, counted from the end.
+        outside: whether its result is rescaled, because its weight is no plain factor (``1 + weight``).
+    """
+
+    module: str
+    dim: int
+    shape: tuple[int, ...]
+    labels: Tensor
+    reason: str
+    centred: bool = False
+    over: tuple[int, ...] = ()
+    outside: bool = False
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """An attribute whose value follows from what is kept: as many as there are rows with a kept label.
+
+    Attributes:
+        module, attribute: where it is; ``entry`` is its place if it is a tuple or list.
+        rows: labels [n, m]; in a `Structure` their units.
+    """
+
+    module: str
+    attribute: str
+    entry: int | None
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that the same layers produce and the same layers consume; ``slice`` says where their logits are."""
+
+    name: str
+    slice: slice
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    kind: str = "channel"
+    """``"channel"``, or ``"head"`` where a unit is all that one head of an attention needs."""
+
+    @property
+    def units(self) -> int:
+        return self.slice.stop - self.slice.start
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Units of a network and the slices they occupy.
+
+    Attributes:
+        axes: for every axis that holds units, the unit of each index, int64 [size]; −1 where nothing can be removed.
+        groups: in the order of their units.
+        calls: every layer run, also those that hold no unit.
+        inputs: units that are network inputs (no layer makes them; compaction selects them first).
+        refused: axis → why its channels, or some of them, stay.
+        norms: modules that normalise over the kept ones of their channels.
+        size_attributes: attributes whose values follow from what is kept.
+        attention: `nn.MultiheadAttention` modules with heads that can go → how they are called.
+        reasons: tensors that some op reads in a way that cannot be followed → why.
+        unit_of: unit of each label, −1 for those that stay.
+    """
+
+    axes: dict[Axis, Tensor]
+    groups: tuple[Group, ...]
+    calls: tuple[LayerCall, ...]
+    inputs: frozenset[int]
+    refused: dict[Axis, str]
+    norms: tuple[Norm, ...] = ()
+    size_attributes: tuple[SizeAttribute, ...] = ()
+    attention: dict[str, dict[str, bool]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    unit_of: Tensor = field(default_factory=lambda: torch.full((1,), -1))
+
+    @property
+    def units(self) -> int:
+        return self.groups[-1].slice.stop if self.groups else 0
+
+    @cached_property
+    def group_of_unit(self) -> Tensor:
+        """int64 [units]."""
+        sizes = torch.tensor([g.units for g in self.groups], dtype=torch.int64)
+        return torch.repeat_interleave(torch.arange(len(self.groups)), sizes)
+
+    @cached_property
+    def in_line(self) -> tuple[list[int], Tensor, Tensor]:
+        """All of `axes` one after another: their sizes, the number of its axis for each index, and its unit."""
+        sizes = [len(units) for units in self.axes.values()]
+        number = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
+        return sizes, number, torch.cat([*self.axes.values(), torch.empty(0, dtype=torch.int64)])
