@@ -20,6 +20,7 @@ from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.masking.attachment import Attachment
 from zerogate.masking.forward import GatedForward
 from zerogate.masking.placement import channel_placements, weight_placements
+from zerogate.modules.internals import foreach_copy_
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target, project, settle
@@ -223,7 +224,7 @@ class Sparsified(nn.Module):
         parameters = dict(self.model.named_parameters())
         weights: list[Tensor] = [parameters[name] for name in self.gated_names]
         masked = self.masked_weights((self.logits > 0).to(self.logits.dtype), weights)
-        torch._foreach_copy_(weights, masked)
+        foreach_copy_(weights, masked)
 
     @property
     def settled(self) -> bool:

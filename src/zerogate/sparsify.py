@@ -25,6 +25,7 @@ from zerogate.groups.recording.record_run import watch
 from zerogate.groups.units import build
 from zerogate.masking.hooks import Begin
 from zerogate.modules.index import modules_by_name
+from zerogate.modules.internals import pre_hooks_of
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
@@ -87,9 +88,7 @@ def sparsify(
     if not isinstance(model, nn.Module):
         raise ZerogateError(f"sparsify takes a torch.nn.Module, got {type(model).__name__}")
     if any(
-        isinstance(hook, Begin)
-        for module in modules_by_name(model).values()
-        for hook in module._forward_pre_hooks.values()
+        isinstance(hook, Begin) for module in modules_by_name(model).values() for hook in pre_hooks_of(module).values()
     ):
         raise ZerogateError(
             f"this {type(model).__name__} has gates already; call detach() on the handle that sparsify returned first"

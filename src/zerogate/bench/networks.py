@@ -12,6 +12,7 @@ from torch import nn
 import zerogate
 from zerogate.errors import ZerogateError
 from zerogate.models.layers import init_kaiming
+from zerogate.modules.internals import BATCH_NORM, CONVOLUTION
 from zerogate.training import build as building
 from zerogate.training.config import compose as settings
 from zerogate.training.run_folder import Run, load_weights
@@ -44,7 +45,7 @@ def widths(model: nn.Module) -> Widths:
     """[inputs, outputs] of every convolution and linear layer, by its name."""
     found: Widths = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, CONVOLUTION):
             found[name] = [module.in_channels, module.out_channels]
         elif isinstance(module, nn.Linear):
             found[name] = [module.in_features, module.out_features]
@@ -79,14 +80,14 @@ def built_like(small: nn.Module, dense: nn.Module) -> nn.Module:
 
 def _construct(name: str, like: nn.Module) -> nn.Module:
     made: nn.Module
-    if isinstance(like, nn.modules.conv._ConvNd):
+    if isinstance(like, CONVOLUTION):
         made = type(like)(
             like.in_channels, like.out_channels, like.kernel_size, stride=like.stride, padding=like.padding,
             dilation=like.dilation, groups=like.groups, bias=like.bias is not None,
         )  # type: ignore[call-arg]  # fmt: skip
     elif isinstance(like, nn.Linear):
         made = nn.Linear(like.in_features, like.out_features, bias=like.bias is not None)
-    elif isinstance(like, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(like, BATCH_NORM):
         made = type(like)(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
     else:
         raise ZerogateError(f"{name} is a {type(like).__name__}, which cannot be built at other widths; choose a network "

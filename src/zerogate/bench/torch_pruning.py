@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from zerogate.errors import ConfigError
+from zerogate.modules.internals import CONVOLUTION
 from zerogate.training.run_folder import load_weights
 
 STEPS = 400
@@ -102,7 +103,7 @@ def _macs(model: nn.Module, example: torch.Tensor) -> int:
         weight = layer.get_parameter("weight")
         found[0] += output[0, 0].numel() * weight.numel() if output.ndim > 2 else weight.numel()
 
-    layers = [m for m in model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+    layers = [m for m in model.modules() if isinstance(m, (CONVOLUTION, nn.Linear))]
     handles = [layer.register_forward_hook(count) for layer in layers]
     model(example[:1])
     for handle in handles:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from zerogate.cutting.plan import Plan, apply_plan
 from zerogate.errors import ZerogateError
 from zerogate.modules.index import copy_with, named_tensors, overwrite_masked
+from zerogate.modules.internals import children_of
 
 if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
@@ -105,7 +106,7 @@ def carry_average(ema: nn.Module, sparse: Sparsified, plan: Plan, small: nn.Modu
             "its class; leave out ema, or load the averages into the model before compact()"
         )
     within = getattr(ema, "module", None)
-    network = within if isinstance(within, nn.Module) and "module" not in sparse.model._modules else ema
+    network = within if isinstance(within, nn.Module) and "module" not in children_of(sparse.model) else ema
     kind = type(ema).__name__
     if network is sparse.model:
         raise ZerogateError(f"the {kind} given as ema holds the gated model itself, not a copy with averaged weights")

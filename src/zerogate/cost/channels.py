@@ -21,7 +21,7 @@ from zerogate.cost.liveness import listening
 from zerogate.cost.poisson_binomial import count_distribution
 from zerogate.cost.products import Products, padded
 from zerogate.errors import ZerogateError
-from zerogate.masking.fused_weights import must_stay_traceable
+from zerogate.modules.internals import must_stay_traceable
 from zerogate.structure import Axis, Structure
 
 

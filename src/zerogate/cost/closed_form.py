@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from zerogate.cost.liveness import Listening
+from zerogate.modules.internals import foreach_mul, foreach_norm, segment_reduce_backward
 
 LEAST = 1e-30
 """In place of 0: nothing beside 1."""
@@ -58,7 +59,7 @@ def _product(x: Tensor, ends: Tensor) -> Tensor:
 
 def _others(grad: Tensor, product: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """The gradient of products with respect to their entries."""
-    found: Tensor = torch.ops.aten._segment_reduce_backward(grad, product, x, "prod", offsets=ends, initial=1)
+    found: Tensor = segment_reduce_backward(grad, product, x, "prod", offsets=ends, initial=1)
     return found
 
 
@@ -205,7 +206,7 @@ class Priced(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, torch.autograd.grad(ctx.plain(p), p, grads[0], create_graph=True)[0], None, None
         g = y * grads[0]  # half the gradient of n
-        of_v, of_s = torch._foreach_mul([g, g], [s, v])
+        of_v, of_s = foreach_mul([g, g], [s, v])
         of_dead = _summed(_others(of_s, s, alive, t.paths[1]), t.from_paths)
         both = None  # of c and of a
         for i in reversed(range(t.rounds)):
@@ -232,7 +233,7 @@ class Weighed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, p: Tensor, lengths: Sequence[int], weights: Tensor, fixed: float) -> Tensor:
         ctx.kind, ctx.lengths, ctx.weights = p.dtype, lengths, weights
-        sums = torch._foreach_norm(p.split(lengths), 1, dtype=torch.float64)
+        sums = foreach_norm(p.split(lengths), 1, dtype=torch.float64)
         return torch.dot(torch.stack(sums), weights).add_(fixed).to(p.dtype)
 
     @staticmethod

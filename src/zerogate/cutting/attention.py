@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zerogate.errors import CompactionError, ZerogateError
+from zerogate.modules.internals import assert_in_graph, disable_fused_attention
 
 # Python would answer this while fx traces, which it does again to read a pickle; wrapped, it is asked at every call.
 fx.wrap("is_")
@@ -44,7 +45,7 @@ class Attention(nn.Module):
             raise ZerogateError(f"the forward of this {type(mha).__name__} is not nn.MultiheadAttention's; exclude it")
         for name in [*_TENSORS, *_STATED, "out_proj"]:
             setattr(self, name, getattr(mha, name))
-        self._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer runs a kernel of its own instead of this
+        disable_fused_attention(self)  # else nn.TransformerEncoderLayer runs a kernel of its own instead of this
         self.called: dict[str, bool] = {}
         self.training = mha.training
 
@@ -105,7 +106,7 @@ def plain_attention(mha: nn.MultiheadAttention, called: dict[str, bool]) -> nn.M
     graph = fx.Tracer().trace(forward)
     runs = fx.GraphModule(nn.Module(), graph, class_name="Attention")
     mha.forward = partial(runs.forward, mha)  # type: ignore[method-assign]
-    mha._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer runs a kernel of its own instead of this
+    disable_fused_attention(mha)  # else nn.TransformerEncoderLayer runs a kernel of its own instead of this
     state_sizes(mha)
     return mha
 
@@ -160,7 +161,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """The forward of module ``m`` for calls of one form. Branches on ``static`` and ``called`` only, the rest fx traces."""
     _expect(query.is_nested, False, "no nested tensors: set use_nested_tensor = False on the nn.TransformerEncoder")
-    torch._assert(query.dim() < 4, "query must be [L, E] or, with a batch, of 3 dimensions")
+    assert_in_graph(query.dim() < 4, "query must be [L, E] or, with a batch, of 3 dimensions")
     if called["same"]:
         _expect(is_(query, key) & is_(key, value), True, _UNSEEN.format("one tensor as query, key and value"))
     _expect(is_(key_padding_mask, None), not called["key_padding_mask"], _UNSEEN.format("key_padding_mask"))
@@ -226,10 +227,10 @@ def _project(m: Any, static: Any, query: Tensor, key: Tensor, value: Tensor, sam
 def _additive(mask: Tensor, dtype: torch.dtype, appended: int) -> Tensor:
     """A mask as numbers to add, open for the keys that the module itself appends; works for both kinds in one graph."""
     is_bool = mask.dtype == torch.bool
-    torch._assert(is_bool | mask.is_floating_point(), "masks must be bool or floating point")
+    assert_in_graph(is_bool | mask.is_floating_point(), "masks must be bool or floating point")
     mask = mask.to(dtype).masked_fill(mask.bool() & is_bool, float("-inf"))
     return F.pad(mask, (0, appended)) if appended else mask
 
 
 def _expect(value: Any, expected: Any, message: str) -> None:
-    torch._assert(value == expected, message)
+    assert_in_graph(value == expected, message)

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from zerogate.cutting.attention import Attention, plain_attention, state_sizes, unnest
 from zerogate.modules.index import modules_by_name, owner_of, put, tied_names
+from zerogate.modules.internals import CONVOLUTION, RUNNING_NORM, buffers_of, children_of, parameters_of
 from zerogate.structure import Axis, Structure
 
 
@@ -87,8 +88,8 @@ def apply_plan(model: nn.Module, plan: Plan, made: dict[str, Tensor] | None = No
             touched |= put(modules, names[name], made[name])
             continue
         owner, _, attribute = name.rpartition(".")
-        held = modules[owner]._parameters.get(attribute)
-        old = modules[owner]._buffers[attribute] if held is None else held
+        held = parameters_of(modules[owner]).get(attribute)
+        old = buffers_of(modules[owner])[attribute] if held is None else held
         assert old is not None
         data = old.detach()
         if data.is_meta:
@@ -124,7 +125,7 @@ def apply_plan(model: nn.Module, plan: Plan, made: dict[str, Tensor] | None = No
         if not layer:
             return chosen
         parent, _, attribute = layer.rpartition(".")
-        modules[parent]._modules[attribute] = chosen
+        children_of(modules[parent])[attribute] = chosen
     return model
 
 
@@ -140,8 +141,8 @@ def selection(dim: int, indices: Tensor) -> nn.Module:
 
 def _state_sizes(module: nn.Module) -> None:
     """Lets torch's own layers state the sizes that their tensors now have."""
-    weight = module._parameters.get("weight")
-    if isinstance(module, nn.modules.conv._ConvNd):
+    weight = parameters_of(module).get("weight")
+    if isinstance(module, CONVOLUTION):
         assert weight is not None
         into, out = (0, 1) if module.transposed else (1, 0)
         sizes = [weight.shape[into], weight.shape[out]]
@@ -153,7 +154,7 @@ def _state_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         assert weight is not None
         module.embedding_dim = weight.shape[1]
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
+    elif isinstance(module, RUNNING_NORM):
         held = weight if weight is not None else module.running_mean
         assert held is not None
         module.num_features = held.shape[0]

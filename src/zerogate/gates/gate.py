@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import ZerogateError
-from zerogate.masking.fused_weights import Elementwise, must_stay_traceable
+from zerogate.masking.fused_weights import Elementwise
+from zerogate.modules.internals import must_stay_traceable, version_of
 
 Reset = Literal["paper", "code"]
 RESETS = get_args(Reset)
@@ -166,10 +167,10 @@ def movable(logits: Tensor, shift: float, slope: Tensor | float, value: Tensor) 
 
 def unchanged(*tensors: Tensor) -> Callable[[], None]:
     """Raises RuntimeError where these have been written to since; as autograd does for what it has saved itself."""
-    versions = [x._version for x in tensors]
+    versions = [version_of(x) for x in tensors]
 
     def check() -> None:
-        if [x._version for x in tensors] != versions:
+        if [version_of(x) for x in tensors] != versions:
             raise RuntimeError(
                 "the gates were changed in place between a forward and its backward pass, which needs them as they were"
             )

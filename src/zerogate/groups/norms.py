@@ -26,6 +26,7 @@ from zerogate.groups.graph.graph_model import ARGUMENTS, GraphModel
 from zerogate.groups.trial.size_attributes import holders
 from zerogate.modules.float64 import KeepFloat64
 from zerogate.modules.index import deep_copy, named_tensors
+from zerogate.modules.internals import parameters_of
 from zerogate.structure import Norm, SizeAttribute, Structure
 
 
@@ -46,7 +47,7 @@ class KeepStatistics:
             shape[0] = len(w)
         spread, factor = w.view(shape), scale.view([-1 if w.ndim > 1 and i == 0 else 1 for i in range(x.ndim)])
         x = self._filled(x, spread, factor)
-        weight = module._parameters.get("weight")
+        weight = parameters_of(module).get("weight")
         if weight is not None and w.ndim == 1 and not self.norm.outside:
             module.__dict__["weight"] = weight / scale
         return (x, *args[1:])
@@ -72,7 +73,7 @@ class RestoreScale:
             return None
         w = self.weights().to(output.dtype)
         scale = (w.sum(-1).clamp(min=1e-6) / w.shape[-1]).sqrt()
-        bias = module._parameters.get("bias")
+        bias = parameters_of(module).get("bias")
         scale = scale.view([-1, *[1] * (output.ndim - 1)]) if w.ndim > 1 else scale
         if bias is None:
             return output * scale

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.masking.fused_weights import must_stay_traceable
+from zerogate.modules.internals import foreach_mul, must_stay_traceable
 
 
 class Spread(torch.autograd.Function):
@@ -24,7 +24,7 @@ class Spread(torch.autograd.Function):
         ctx.index, ctx.lengths, ctx.units = index, lengths, z.shape[1]
         ctx.set_materialize_grads(False)
         z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
-        return tuple(torch._foreach_mul(z.index_select(1, index).split(lengths, 1), 1.0))
+        return tuple(foreach_mul(z.index_select(1, index).split(lengths, 1), 1.0))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -54,7 +54,7 @@ class _Scaled(torch.autograd.Function):
                 grad * other if use else None for other, use in zip((z, x), ctx.needs_input_grad, strict=True)
             )
         else:
-            of_x, of_z = torch._foreach_mul([grad, grad], [z, x])
+            of_x, of_z = foreach_mul([grad, grad], [z, x])
         return of_x, None if of_z is None else of_z.sum_to_size(z.shape)
 
 

@@ -18,6 +18,7 @@ from zerogate.masking.forward import GatedForward
 from zerogate.masking.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
 from zerogate.masking.placement import Placement
 from zerogate.modules.index import modules_by_name, owner_of, tied_names
+from zerogate.modules.internals import pre_hooks_of
 from zerogate.structure import Structure
 
 
@@ -107,7 +108,7 @@ class Attachment:
     def come_last(self) -> None:
         """Lets hooks that change a layer's input run after those that were registered later."""
         for module, number in self._last:
-            hooks = module._forward_pre_hooks
+            hooks = pre_hooks_of(module)
             if next(reversed(hooks)) != number:
                 hooks[number] = hooks.pop(number)
 

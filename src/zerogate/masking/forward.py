@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from zerogate.errors import ZerogateError, no_weights
 from zerogate.gates.gate import Again, Gate
 from zerogate.masking.activations import Products, Spread
-from zerogate.masking.fused_weights import MaskWeights, must_stay_traceable, rounds
+from zerogate.masking.fused_weights import MaskWeights, rounds
 from zerogate.masking.placement import Placement
 from zerogate.masking.recomputation import Draw, DrawHistory
+from zerogate.modules.internals import must_stay_traceable, parameters_of, saves_tensors_itself, version_of
 
 if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
@@ -104,13 +105,13 @@ class GatedForward:
 
     def _versions(self) -> list[int]:
         logits = self.sparse.logits
-        return [id(logits), *(x._version for x in (logits, *self.sparse.gate.buffers()))]
+        return [id(logits), *(version_of(x) for x in (logits, *self.sparse.gate.buffers()))]
 
     def _spread(self, z: Tensor, random: bool, again: Again | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """What layers and norms use of gates z, [units] or [examples, units]."""
         if z.ndim == 1:
             # not getattr: that may find a shadow
-            weights: list[Any] = [owner._parameters[name] for owner, name in self.places]
+            weights: list[Any] = [parameters_of(owner)[name] for owner, name in self.places]
             drawn = self.masked_weights(z, weights, again)
         else:
             drawn = self._by_example(z)
@@ -193,13 +194,13 @@ class GatedForward:
         """An activation times the gates of a placement, where another layer with the same gates has read it in this
         forward."""
         found = None if must_stay_traceable() else self._products.get((id(x), self._alike[number], channel_dim))
-        return None if found is None or found[1] != x._version else found[2]
+        return None if found is None or found[1] != version_of(x) else found[2]
 
     def note_product(self, x: Tensor, number: int, channel_dim: int, product: Tensor) -> None:
         """Notes what was multiplied, if autograd keeps it in any case; checkpoints and their like keep it elsewhere."""
-        kept = torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        kept = torch.is_grad_enabled() and saves_tensors_itself()
         if kept and self.depth and not must_stay_traceable():
-            self._products[id(x), self._alike[number], channel_dim] = x, x._version, product
+            self._products[id(x), self._alike[number], channel_dim] = x, version_of(x), product
 
     def __getstate__(self) -> dict[str, Any]:
         # a draw belongs to a graph of autograd, which cannot be copied

@@ -13,22 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from zerogate.masking.placement import Placement
+from zerogate.modules.internals import foreach_copy_, foreach_mul, foreach_zero_
 
 Backward = Callable[[Tensor], Tensor]
 
 CHUNK = 16  # numbers that are summed side by side
-
-
-def must_stay_traceable() -> bool:
-    """Whether a compiler or a transformation follows what runs, and must find plain ops."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
 
 
 class Elementwise(torch.autograd.Function):
@@ -126,8 +117,8 @@ class Round:
                     self._places[key] = (buffer, [buffer.as_strided(x.size, x.stride, x.offset) for x in self.layers])
             buffer, places = self._places[key]
             if len(found) < len(products):
-                torch._foreach_zero_([to for to, p in zip(places, products, strict=True) if p is None])
-        torch._foreach_copy_([to for to, p in zip(places, products, strict=True) if p is not None], found)
+                foreach_zero_([to for to, p in zip(places, products, strict=True) if p is None])
+        foreach_copy_([to for to, p in zip(places, products, strict=True) if p is not None], found)
         if self.chunks is not None and self.bags is not None:
             buffer = torch.embedding_bag(buffer.view(-1, CHUNK), self.chunks, self.bags, mode=0)[0].sum(1)
         return buffer.to(z.dtype)
@@ -141,7 +132,7 @@ class MaskWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lies: Round, again: Callable[[], Tensor] | None, z: Tensor, *weights: Tensor) -> Any:
         rows = lies.rows(z)
-        masked = tuple(torch._foreach_mul(weights, lies.spread(rows, weights)))
+        masked = tuple(foreach_mul(weights, lies.spread(rows, weights)))
         ctx.lies, ctx.again = lies, again
         ctx.save_for_backward(*weights, *(() if again is not None else (z,) if rows is z else (z, rows)))
         ctx.set_materialize_grads(False)
@@ -166,7 +157,7 @@ class MaskWeights(torch.autograd.Function):
         left: Any = [g for which in (learns, meets) for g, use in zip(grads, which, strict=True) if use]
         right: Any = [*(s for s, use in zip(spread, learns, strict=True) if use)]
         right += [w for w, use in zip(weights, meets, strict=True) if use]
-        products = iter(torch._foreach_mul(left, right) if left else ())
+        products = iter(foreach_mul(left, right) if left else ())
         of_weights = [next(products) if use else None for use in learns]
         of_gates = [next(products) if use else None for use in meets]
         return None, None, lies.gathered(of_gates, z) if ctx.needs_input_grad[2] else None, *of_weights

@@ -5,7 +5,6 @@ Hooks are objects, not closures, so that copies and pickles of a gated model car
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from zerogate.errors import ZerogateError
+from zerogate.modules.internals import MODULE_CALL, frames_above
 
 if TYPE_CHECKING:
     from zerogate.masking.attachment import Attachment
@@ -43,14 +43,8 @@ class Begin:
 
 def _calls_itself(module: nn.Module) -> bool:
     """Whether a forward of this module is under way, besides the one that begins."""
-    frame, found = sys._getframe(1), 0
-    while frame is not None:
-        found += frame.f_code is _CALL and frame.f_locals.get("self") is module
-        frame = frame.f_back  # type: ignore[assignment]
-    return found > 1
-
-
-_CALL = nn.Module._call_impl.__code__
+    calls = (f for f in frames_above() if f.f_code is MODULE_CALL and f.f_locals.get("self") is module)
+    return sum(1 for _ in calls) > 1
 
 
 @dataclass

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointFunction
 
 from zerogate.errors import ZerogateError
+from zerogate.modules.internals import is_reentrant_checkpoint, node_in_backward, node_number
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class DrawHistory:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         node: Any = next((x.grad_fn for x in (z, *tensors) if x.grad_fn is not None), None)
-        number = -1 if node is None else node._sequence_nr()
+        number = node_number(node)
         values = again or z.detach().detach
         draw = Draw(number, values if whole else None, random, [x.requires_grad for x in tensors])
         self._alive = [ref for ref in self._alive if ref() is not None]
@@ -73,15 +73,15 @@ class DrawHistory:
 
         Raises `ZerogateError` where the gates could not get their gradient.
         """
-        if torch._C._current_graph_task_id() == -1:
+        node = node_in_backward()
+        if node is None:
             return None
-        node: Any = torch._C._current_autograd_node()
-        number = -1 if node is None else node._sequence_nr()
+        number = node_number(node)
         draws = (draw for ref in self._alive if (draw := ref()) is not None and draw.number <= number)
         found = max(draws, key=lambda draw: draw.number, default=self._frozen)
         if found is None or found.z is None:
             return None
-        if isinstance(node, CheckpointFunction._backward_cls) and any(found.learns):
+        if is_reentrant_checkpoint(node) and any(found.learns):
             raise ZerogateError(
                 "gradient checkpointing with use_reentrant=True starts a backward pass of its own, which does not reach the "
                 "gates; pass use_reentrant=False"

@@ -15,6 +15,7 @@ from zerogate.cutting.attention import Attention, unnest
 from zerogate.errors import WatchError, first_line
 from zerogate.groups.recording.meta_shapes import like
 from zerogate.modules.index import WithoutGraph, deep_copy, modules_by_name, named_tensors
+from zerogate.modules.internals import buffers_of, parameters_of
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -57,7 +58,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of the model whose floating-point parameters and buffers are on the meta device; costs no memory."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for tensor in [*module._parameters.values(), *module._buffers.values()]:
+        for tensor in [*parameters_of(module).values(), *buffers_of(module).values()]:
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = on_meta(tensor) if tensor.is_floating_point() else tensor.detach().clone()
     return quick_copy(model, memo)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from zerogate.modules.internals import buffers_of, children_of, parameters_of, transient_names_of
+
 
 def modules_by_name(model: nn.Module, twice: bool = False) -> dict[str, nn.Module]:
     """What ``model.named_modules()`` yields, several times as fast; ``twice``: under all its names what is held twice."""
@@ -22,9 +24,9 @@ def modules_by_name(model: nn.Module, twice: bool = False) -> dict[str, nn.Modul
             continue
         seen.add(id(module))
         found[name] = module
-        if module._modules:
+        if children_of(module):
             inside = f"{name}." if name else ""
-            waiting += [(inside + n, child) for n, child in reversed(module._modules.items()) if child is not None]
+            waiting += [(inside + n, child) for n, child in reversed(children_of(module).items()) if child is not None]
     return found
 
 
@@ -32,7 +34,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, each once, by their first name."""
     seen: set[int] = set()
     for prefix, module in modules_by_name(model).items():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        for name, tensor in [*parameters_of(module).items(), *buffers_of(module).items()]:
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield (f"{prefix}.{name}" if prefix else name), tensor
@@ -56,7 +58,7 @@ def tied_names(model: nn.Module, modules: Mapping[str, nn.Module] | None = None)
     """First name of every parameter and buffer → all its names. ``modules``: those of the model under all their names."""
     names: dict[int, list[str]] = {}
     for prefix, module in (modules_by_name(model, twice=True) if modules is None else modules).items():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        for name, tensor in [*parameters_of(module).items(), *buffers_of(module).items()]:
             if tensor is not None:
                 names.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
     return {all_names[0]: all_names for all_names in names.values()}
@@ -75,7 +77,7 @@ def put(modules: Mapping[str, nn.Module], names: Sequence[str], tensor: Tensor) 
     for name in names:
         owner, _, attribute = name.rpartition(".")
         module = modules[owner]
-        (module._parameters if attribute in module._parameters else module._buffers)[attribute] = tensor  # type: ignore[assignment]
+        (parameters_of(module) if attribute in parameters_of(module) else buffers_of(module))[attribute] = tensor  # type: ignore[assignment]
         owners.add(module)
     return owners
 
@@ -85,7 +87,7 @@ def transient_buffers(model: nn.Module) -> set[str]:
     found = set()
     for first, names in tied_names(model).items():
         places = [(model.get_submodule(owner_of(name)), name.rpartition(".")[2]) for name in names]
-        if all(attribute in module._non_persistent_buffers_set for module, attribute in places):
+        if all(attribute in transient_names_of(module) for module, attribute in places):
             found.add(first)
     return found
 

@@ -32,6 +32,7 @@ from zerogate.modules.index import (
     tied_names,
     transient_buffers,
 )
+from zerogate.modules.internals import buffers_of
 from zerogate.modules.unregistered import can_be_stored, replace, unregistered
 from zerogate.storage.encodings import pack, unpack
 from zerogate.storage.plan_json import PLAN_KEYS, PLAN_VERSION, first_difference, layout, read_step, short
@@ -325,7 +326,7 @@ def _fill(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor]) 
             held = nn.Parameter(held, requires_grad=name not in frozen)
         if name in all_names:
             put(modules, all_names[name], held)
-        elif owner_of(name) in modules and name.rpartition(".")[2] in modules[owner_of(name)]._buffers:
+        elif owner_of(name) in modules and name.rpartition(".")[2] in buffers_of(modules[owner_of(name)]):
             put(modules, [name], held)  # registered as None, a cache that was empty
 
 

@@ -20,6 +20,15 @@ from torch.utils._pytree import tree_leaves
 from zerogate.groups.recording.meta_shapes import bind
 from zerogate.groups.recording.record import Step
 from zerogate.modules.index import modules_by_name, named_tensors, put
+from zerogate.modules.internals import (
+    buffers_of,
+    children_of,
+    copy_signature,
+    is_op,
+    parameters_of,
+    schema_of,
+    transient_names_of,
+)
 from zerogate.structure import SizeAttribute
 
 ARGUMENTS = "exported graph.arguments"
@@ -181,12 +190,12 @@ class GraphModel(nn.Module):
             args, kwargs = self.arguments_of(node)
             new.args = fx.node.map_arg(args, values.__getitem__)
             new.kwargs = fx.node.map_arg(kwargs, values.__getitem__)
-        graph.set_codegen(self._program.graph._codegen)
+        copy_signature(self._program.graph, graph)
         module = fx.GraphModule(self, graph, class_name=name)
         for prefix, held in self.named_modules(remove_duplicate=False):
-            transient = held._non_persistent_buffers_set
+            transient = transient_names_of(held)
             if transient:
-                module.get_submodule(prefix)._non_persistent_buffers_set |= transient
+                transient_names_of(module.get_submodule(prefix)).update(transient)
         return module.eval()
 
 
@@ -213,13 +222,13 @@ def _run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _mirror(model: nn.Module, twin: nn.Module, memo: dict[int, nn.Module]) -> None:
-    twin._parameters.update(model._parameters)
-    twin._buffers.update(model._buffers)
-    twin._non_persistent_buffers_set |= model._non_persistent_buffers_set
-    for name, child in model._modules.items():
+    parameters_of(twin).update(parameters_of(model))
+    buffers_of(twin).update(buffers_of(model))
+    transient_names_of(twin).update(transient_names_of(model))
+    for name, child in children_of(model).items():
         if child is not None:
             known = child if id(child) in memo else None
-            twin._modules[name] = memo.setdefault(id(child), nn.Module())
+            children_of(twin)[name] = memo.setdefault(id(child), nn.Module())
             if known is None:
                 _mirror(child, memo[id(child)], memo)
 
@@ -231,14 +240,14 @@ def attribute_of(node: fx.Node) -> str:
 def integers(node: fx.Node) -> list[tuple[str, int | None, int]]:
     """Integers among a node's arguments: argument, its place in a list, value."""
     found: list[tuple[str, int | None, int]] = []
-    if node.op == "call_function" and (isinstance(node.target, torch._ops.OpOverload) or node.target is operator.mul):
+    if node.op == "call_function" and (is_op(node.target) or node.target is operator.mul):
         _walk(node, lambda *each: found.append(each) or each[2])  # type: ignore[func-returns-value]
     return found
 
 
 def _walk(node: fx.Node, each: Callable[[str, int | None, int], int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A node's arguments with each integer replaced, in order."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     names = [a.name for a in schema.arguments] if schema is not None else [str(i) for i in range(len(node.args))]
 
     def one(name: str, value: Any) -> Any:

@@ -13,6 +13,17 @@ from zerogate.groups.graph.graph_model import GraphModel, Program
 from zerogate.groups.graph.source_lines import places_of
 from zerogate.groups.recording.meta_shapes import bind
 from zerogate.modules.index import named_tensors
+from zerogate.modules.internals import (
+    assert_in_graph,
+    assert_metadata,
+    buffers_of,
+    children_of,
+    copy_signature,
+    is_higher_order_op,
+    is_op,
+    parameters_of,
+    schema_of,
+)
 
 _COUNTS = {operator.mul, operator.add, operator.sub, operator.floordiv, torch.ops.aten.sym_size.int}
 _LARGE = 1 << 20  # entries up to which a constant is held as a tensor
@@ -38,7 +49,7 @@ class GraphNormalizer:
         first = {id(module): name for name, module in model.named_modules()}
         self.modules = {name: first[id(m)] for name, m in model.named_modules(remove_duplicate=False)}
         """Name of every module → the first of its names."""
-        self.taken = {path.rpartition(".")[2] for path in self.names.values()} | {*model._modules}
+        self.taken = {path.rpartition(".")[2] for path in self.names.values()} | {*children_of(model)}
         self.held: dict[str, fx.Node] = {}
         self.made: list[str] = []
         self.parts: dict[fx.Node, list[fx.Node]] = {}
@@ -48,7 +59,7 @@ class GraphNormalizer:
     def result(self) -> GraphModel:
         old = self.module.graph
         for prefix, module in self.model.named_modules(remove_duplicate=False):  # so that all come in the model's order
-            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            for name, tensor in [*parameters_of(module).items(), *buffers_of(module).items()]:
                 if tensor is not None:
                     path = f"{prefix}.{name}" if prefix else name
                     self.held[path] = self._attribute(path)
@@ -67,7 +78,7 @@ class GraphNormalizer:
         for node in reversed(self.graph.nodes):
             if not node.users and node.target in _COUNTS:
                 self.graph.erase_node(node)
-        self.graph.set_codegen(old._codegen)
+        copy_signature(old, self.graph)
         self.graph.lint()
         places, spans = places_of(self.graph, self.modules, self.alone)
         held = {name: x for name, x in self.constants.items() if name not in self.made}
@@ -84,7 +95,7 @@ class GraphNormalizer:
             if node.op == "call_module" and node.target == "_guards_fn":
                 self._checks(self.module.get_submodule("_guards_fn"), [self.new[n] for n in node.all_input_nodes])
             elif node.op in ("call_function", "call_method"):
-                if node.target is not torch.ops.aten._assert_tensor_metadata.default:
+                if node.target is not assert_metadata:
                     self.new[node] = self._call(node)
             elif node.op == "output" and old is self.module.graph:
                 self.graph.node_copy(node, self.new.__getitem__)
@@ -146,7 +157,7 @@ class GraphNormalizer:
             if node.op != "call_function":
                 continue
             known = all(n in fixed or (n.op == "get_attr" and n.target in self.constants) for n in node.all_input_nodes)
-            schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
+            schema, tags = schema_of(node.target), getattr(node.target, "tags", ())
             if schema is None:
                 if known and node.target is operator.getitem:
                     fixed[node] = None
@@ -177,11 +188,11 @@ class GraphNormalizer:
         value = node.meta.get("val")
         if value is None or isinstance(value, (bool, int, float, str)):
             same = self._make(operator.eq, self.new[node], value)
-            self._make(torch._assert, same, f"{node.name} must be {value!r}, as it was exported with")
-        elif isinstance(value, Tensor) and "_guards_fn" not in self.module._modules:
+            self._make(assert_in_graph, same, f"{node.name} must be {value!r}, as it was exported with")
+        elif isinstance(value, Tensor) and "_guards_fn" not in children_of(self.module):
             for dim, size in enumerate(value.shape):
                 same = self._make(operator.eq, self._make(torch.ops.aten.sym_size.int, self.new[node], dim), int(size))
-                self._make(torch._assert, same, f"size {dim} of {node.name} must be {size}, as it was exported with")
+                self._make(assert_in_graph, same, f"size {dim} of {node.name} must be {size}, as it was exported with")
 
     def _size(self, node: fx.Node) -> fx.Node:
         """A size as a function of the inputs' sizes; times a number of its own, if it has a factor."""
@@ -218,11 +229,11 @@ class GraphNormalizer:
     def _call(self, node: fx.Node) -> fx.Node:
         target: Any = node.target
         args: Any = node.args
-        if isinstance(target, torch._ops.HigherOrderOperator):
+        if is_higher_order_op(target):
             return self._inlined(node)
         if target is operator.getitem and args[0] in self.parts:
             return self.parts[args[0]][args[1]]
-        if not isinstance(target, torch._ops.OpOverload):
+        if not is_op(target):
             made = self.graph.node_copy(node, self.new.__getitem__)
             expression = _expression(node.meta.get("val"))
             if expression is not None:

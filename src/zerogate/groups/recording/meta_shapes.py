@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zerogate.modules.internals import schema_of
+
 Shape = tuple[int, ...]
 SHAPES: dict[str, Callable[..., Shape | None]] = {}
 """ATen op → the shape of its one result, from its arguments; None where the op itself must say (or complain)."""
@@ -243,7 +245,7 @@ def arguments_of(func: Any) -> tuple[tuple[str, Any, bool, bool], ...]:
             a.alias_info is not None and a.alias_info.is_write,
             a.name == "device",
         )
-        for a in func._schema.arguments
+        for a in schema_of(func).arguments
     )
 
 

@@ -18,6 +18,7 @@ from zerogate.groups.recording.tracer import LAYOUT, tensors_among
 from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, follow_views, pointwise
 from zerogate.groups.rules.op import replaced
 from zerogate.modules.index import modules_by_name
+from zerogate.modules.internals import storage_key
 from zerogate.modules.run import Inputs
 from zerogate.structure import Norm, SizeAttribute
 
@@ -58,7 +59,7 @@ class Recorder(Parameters):
         """Gives a tensor its labels if channels have been written into its memory under another name."""
         if not self._written or x in self._labels:
             return
-        memory = self._written.get(x.untyped_storage()._cdata)
+        memory = self._written.get(storage_key(x))
         if memory is not None:
             labels = squash(memory[0].flatten().as_strided(x.shape, x.stride(), x.storage_offset()))
             self._labels[x] = labels
@@ -71,11 +72,11 @@ class Recorder(Parameters):
         """Notes that channels are written into memory that a factory made. They lie there at their own places; along other
         dimensions all of it has them, as what is put in line with channels has. False where it cannot be followed."""
         storage, vary = x.untyped_storage(), varying_dims(labels)
-        base = self._bases.get(storage._cdata)
+        base = self._bases.get(storage_key(storage))
         if base is None or not vary or math.prod(base[0]) > _FOLLOWED:
             return False
         shape, strides, _ = base
-        memory, _ = self._written.get(storage._cdata, (torch.zeros(shape, dtype=torch.int64), None))
+        memory, _ = self._written.get(storage_key(storage), (torch.zeros(shape, dtype=torch.int64), None))
         part, order = memory, []
         for d in vary:
             found = [
@@ -91,7 +92,7 @@ class Recorder(Parameters):
         put = put.reshape([part.shape[d] if d in order else 1 for d in range(len(shape))]).expand(part.shape)
         self.seen.labels.unite(part, put)
         part.copy_(torch.where(put != 0, put, part))
-        self._written[storage._cdata] = memory, storage
+        self._written[storage_key(storage)] = memory, storage
         return True
 
     def meet_constant(self, x: Tensor, labels: Tensor) -> None:
@@ -190,7 +191,7 @@ class Recorder(Parameters):
                 if x not in self._labels and x not in self._constant:
                     self._constant[x] = self._constant.get(op.tensors[0]) if op.name in LAYOUT else None
                 if op.name in FACTORIES and x.is_contiguous():
-                    self._bases[x.untyped_storage()._cdata] = tuple(x.shape), x.stride(), x.untyped_storage()
+                    self._bases[storage_key(x)] = tuple(x.shape), x.stride(), x.untyped_storage()
         if op.name in LAYOUT:
             return
         self.seen.steps.append(
@@ -241,7 +242,7 @@ class Recorder(Parameters):
         in_place = any(tensor is x for x in op.tensors)
         if in_place and label is not None and label is not before:
             held, now = narrow_constant(before if before is not None else constant(tensor.shape), label)
-            fresh = before is None or tensor.untyped_storage()._cdata in self._written
+            fresh = before is None or storage_key(tensor) in self._written
             if ((held == 0) & (now != 0)).any() and not (fresh and self._write(tensor, label)):
                 # a view of it elsewhere would not know
                 reason = f"{op.name} writes into a tensor that held no channels"

@@ -7,7 +7,6 @@ repeated with data.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from zerogate.groups.rules import UnknownValue
 from zerogate.groups.rules.op import replaced
 from zerogate.modules.copies import on_meta
 from zerogate.modules.index import modules_by_name
+from zerogate.modules.internals import frames_above, is_view, schema_of, storage_key
 
 Place = tuple[str, int]
 """File and line of the user's code."""
@@ -129,7 +129,7 @@ class Tracer(TorchDispatchMode):
         if self._values.get(x) is _LATER:
             self._catch_up()
         known = self._values.get(x)
-        return None if known is None or known.untyped_storage()._cdata in self._stale else known
+        return None if known is None or storage_key(known) in self._stale else known
 
     def _has_value(self, x: Tensor) -> bool:
         if not x.is_meta:
@@ -137,7 +137,7 @@ class Tracer(TorchDispatchMode):
         known = self._values.get(x)
         if known is None or known is _LATER:
             return known is not None
-        return not self._stale or known.untyped_storage()._cdata not in self._stale
+        return not self._stale or storage_key(known) not in self._stale
 
     def _catch_up(self) -> None:
         """Computes the values that nobody has asked for so far."""
@@ -245,8 +245,8 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         parts = [out] if isinstance(out, Tensor) else out
         if isinstance(parts, (list, tuple)) and all(isinstance(x, Tensor) for x in parts):
-            held = {x.untyped_storage()._cdata for x in tensors}
-            if not any(x.untyped_storage()._cdata in held or x._is_view() for x in parts):
+            held = {storage_key(x) for x in tensors}
+            if not any(storage_key(x) in held or is_view(x) for x in parts):
                 made = [_Result(tuple(x.shape), x.stride(), x.dtype) for x in parts]
                 self.results[key] = made[0] if isinstance(out, Tensor) else made
         return out
@@ -259,18 +259,18 @@ class Tracer(TorchDispatchMode):
         for (_, _, written, _), x in zip(arguments_of(func), args, strict=False):
             value = self.value_of(x) if written and isinstance(x, Tensor) else None
             if value is not None:
-                self._stale[value.untyped_storage()._cdata] = value.untyped_storage()
+                self._stale[storage_key(value)] = value.untyped_storage()
 
     def place(self) -> Place:
         """The line of the user's code that is running; none where torch's own modules called each other from the start."""
         if self.line is not None:
             return self.line
-        frame = sys._getframe(1)
-        while frame is not None and is_internal(frame.f_code.co_filename):
+        for frame in frames_above():
+            if not is_internal(frame.f_code.co_filename):
+                return frame.f_code.co_filename, frame.f_lineno
             if frame.f_code.co_name == "call":  # what started the run; behind it lies whoever asked for it
-                return "", 0
-            frame = frame.f_back  # type: ignore[assignment]
-        return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+                break
+        return "", 0
 
 
 def is_internal(file: str) -> bool:
@@ -294,7 +294,7 @@ def _writes(func: Any) -> bool:
 @cache
 def _aliases(func: Any) -> bool:
     """Whether an op writes to its arguments or returns views of them."""
-    return _writes(func) or any(x.alias_info is not None for x in func._schema.returns)
+    return _writes(func) or any(x.alias_info is not None for x in schema_of(func).returns)
 
 
 @cache

@@ -25,6 +25,7 @@ from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointw
 from zerogate.groups.trial.size_arguments import demands, starts
 from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import named_tensors
+from zerogate.modules.internals import storage_key
 from zerogate.modules.run import Inputs, call
 from zerogate.structure import Structure
 
@@ -173,7 +174,7 @@ class _Replay(Tracer):
                     raise _Left(_wrong_size(step))
                 self._even[x] = even
             elif labels is not None and self._even and any([x is given for given in args]):
-                self._written[x.untyped_storage()._cdata] = x.untyped_storage()
+                self._written[storage_key(x)] = x.untyped_storage()
         if step.name in FACTORIES:
             if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
                 raise _Left(f"{step.name} with a number that depends on the size")
@@ -204,7 +205,7 @@ class _Replay(Tracer):
             return True
         held: list[bool | None] = []
         if self._even:
-            held = [None if x.untyped_storage()._cdata in self._written else self._even.get(x) for x in tensors]
+            held = [None if storage_key(x) in self._written else self._even.get(x) for x in tensors]
         if all(even is None for even in held):
             return False if name in _SPREADS else None
         if name in CUTS:

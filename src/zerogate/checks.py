@@ -1,0 +1,51 @@
+"""Checks of arguments: one wording for what was expected and what was received.
+
+A predicate (`is_whole`, …) answers; a check (`check_whole`, …) raises `ZerogateError` naming the argument, what it takes and
+the value received.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from zerogate.errors import ZerogateError
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is an int, and no bool, of at least ``least``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_share(value: Any) -> bool:
+    """Whether a value is a number in (0, 1]."""
+    return is_number(value) and 0 < value <= 1
+
+
+def check(fits: bool, name: str, expected: str, value: Any) -> None:
+    """Raises `ZerogateError` unless ``fits``: ``name`` must be ``expected``, got the value."""
+    if not fits:
+        raise ZerogateError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_whole(name: str, value: Any, least: int = 1, optional: bool = False) -> None:
+    """Raises `ZerogateError` unless the value is a whole number of at least ``least``, or None where it is optional."""
+    fits = (optional and value is None) or is_whole(value, least)
+    check(fits, name, f"a whole number of at least {least}{', or None' if optional else ''}", value)
+
+
+def check_share(name: str, value: Any, optional: bool = False) -> None:
+    """Raises `ZerogateError` unless the value is a number in (0, 1], or None where it is optional."""
+    fits = (optional and value is None) or is_share(value)
+    check(fits, name, f"a share in (0, 1]{', or None' if optional else ''}", value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raises `ZerogateError` unless the value is one of the choices."""
+    check(value in choices, name, f"one of {', '.join(choices)}", value)
