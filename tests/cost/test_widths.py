@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_random_networks import RandomNetwork
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zerogate as zg
+from random_nets import RandomNetwork
 from support import close_randomly, count_macs, randomise, relative
 from zerogate.cost.channels import ChannelCost
 from zerogate.cost.poisson_binomial import count_distribution
