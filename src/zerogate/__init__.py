@@ -20,6 +20,7 @@ from zerogate.gates import Gate, Hard, HardConcrete, SoftMask
 from zerogate.groups import Group
 from zerogate.masking import sparsify
 from zerogate.objective import Penalty
+from zerogate.rates import drops
 from zerogate.report import Report
 from zerogate.schedules import Exponential
 from zerogate.sparsified import Sparsified
@@ -53,6 +54,7 @@ __all__ = [
     "Time",
     "WatchError",
     "ZerogateError",
+    "drops",
     "load",
     "models",
     "save",
