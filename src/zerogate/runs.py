@@ -63,6 +63,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         StoppedError: SIGTERM or Ctrl-C; last.ckpt holds the state, `resume` goes on.
     """
     settings.check(config)
+    config = settings.renewed(config)
     provenance.commit()  # remembered: the source may change while this goes on
     checkpoint = None
     if config.resume:
