@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,14 @@ from zerogate.errors import CheckpointError, ZerogateError, first_line
 from zerogate.files import safetensors, write
 from zerogate.storage.encodings import packed, unpacked
 
-if TYPE_CHECKING:
-    from zerogate.sparsified import Sparsified
-
 _KEY, _VERSION = "zerogate_mask", 1
+
+
+class HasMask(Protocol):
+    """A gated model, which knows its ticket."""
+
+    def mask(self) -> Mask:
+        """What the deployed mask lets through now."""
 
 
 class Mask(Mapping[str, Tensor]):
@@ -49,10 +53,9 @@ class Mask(Mapping[str, Tensor]):
             self._tensors[name] = kept.contiguous()
 
     @classmethod
-    def of(cls, sparse: Sparsified) -> Mask:
-        """The ticket of a gated model: what its deployed mask lets through now, of every weight with gates. A closed
-        channel's entries are those by which its consumers read it."""
-        return cls(sparse.entries(sparse.is_open()))
+    def of(cls, sparse: HasMask) -> Mask:
+        """The ticket of a gated model; see `Sparsified.mask`."""
+        return sparse.mask()
 
     @classmethod
     def of_zeros(cls, model: nn.Module) -> Mask:

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from zerogate.checks import check_choice, check_whole
 from zerogate.errors import CheckpointError, ZerogateError
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import RESETS, Reset
 from zerogate.gates.pruners import Magnitude
+from zerogate.gates.schedules import Scheduled
 from zerogate.masks import Mask
-from zerogate.objectives.target import Target, project
+from zerogate.objectives.target import Target
 from zerogate.sparsified import Sparsified
 from zerogate.tickets.snapshot import Snapshot, weights_of
 from zerogate.tickets.stage import Stage
@@ -74,14 +76,12 @@ class TicketSearch:
         rewind: str | Time = "0it",
         reset: Reset = "paper",
     ) -> None:
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
-            raise ZerogateError(f"rounds must be a whole number of at least 0, got {rounds!r}")
+        check_whole("rounds", rounds, least=0)
         if rounds == 0 and sparse.gate.learns:
             raise ZerogateError(f"rounds=0 leaves no round in which {type(sparse.gate).__name__} gates could learn")
         if rounds > 0 and isinstance(sparse.gate, FixedGate) and not isinstance(sparse.gate, Magnitude):
             raise ZerogateError(f"rounds={rounds}: {type(sparse.gate).__name__} gates do not change; give rounds=0")
-        if reset not in RESETS:
-            raise ZerogateError(f"reset is one of {', '.join(RESETS)}, got {reset!r}")
+        check_choice("reset", reset, RESETS)
         self.sparse, self.rounds, self.reset = sparse, rounds, reset
         self.steps_per_epoch = steps_per_epoch
         final_length = length if final_length is None else final_length
@@ -99,11 +99,9 @@ class TicketSearch:
         self._snapshot: Snapshot | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._share = sparse.objective.share if isinstance(sparse.objective, Target) else None
-        self._gate_steps = getattr(sparse.gate, "steps", None)
+        self._gate_steps = sparse.gate.steps if isinstance(sparse.gate, Scheduled) else None
         if isinstance(sparse.gate, Magnitude):
             sparse.gate.in_rounds = rounds > 0
-            if rounds:
-                sparse.gate.final(sparse)  # raises where there is none
         self._begin()
 
     def _steps(self, name: str, value: int | str | Time, least: int = 1) -> int:
@@ -131,7 +129,7 @@ class TicketSearch:
     def mask(self) -> Mask:
         if self._mask is not None:
             return self._mask
-        return Mask(self.sparse.entries(self.sparse.is_open() | self.sparse.gate.learns))
+        return self.sparse.mask(all_open=self.sparse.gate.learns)
 
     def step(self) -> None:
         """Call once after each optimizer step."""
@@ -172,9 +170,9 @@ class TicketSearch:
         if self.number >= self.rounds:
             return
         if isinstance(gate, Magnitude):
-            gate.prune(sparse, gate.final(sparse) ** ((self.number + 1) / self.rounds))
-        elif isinstance(sparse.objective, Target):
-            project(sparse, margin=MARGIN)
+            sparse._prune(gate.final_share(sparse._budget) ** ((self.number + 1) / self.rounds))
+        else:
+            sparse._project(MARGIN)
 
     def _end_round(self) -> None:
         self.prune()
@@ -189,16 +187,17 @@ class TicketSearch:
             with torch.no_grad():
                 sparse.logits.copy_(gate.restarted(sparse.logits, self._initial.to(sparse.logits.device), self.reset))
             gate.restart()
-        elif isinstance(gate, FixedGate):
-            sparse.zero_closed()
+        else:
+            sparse._zero_closed()
 
     def _begin(self) -> None:
         """What the gates and the objective must know of the stage."""
         steps, gate, objective = self.lengths[self.number], self.sparse.gate, self.sparse.objective
-        if self._gate_steps is None and hasattr(gate, "steps"):
-            gate.steps = steps  # type: ignore[assignment]
+        if self._gate_steps is None and isinstance(gate, Scheduled):
+            gate.set_steps(steps)
         if isinstance(objective, Target) and self._share is not None and gate.learns:
             objective.restart(self._share ** ((self.number + 1) / self.rounds), steps)
+            self.sparse._follow_objective()
         if self.number == 0 and self.rounds and self._rewind == 0 and self._snapshot is None:
             self._snapshot = Snapshot.take(self.sparse.model, None)
 
