@@ -44,7 +44,7 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def set_open(self, is_open: Tensor) -> None:
-        """Opens these units, bool [units], and closes all others: logits become 1 and −1."""
+        """Opens these units, bool [units], and closes all others, of gates that do not learn: logits become 1 and −1."""
         self.logits.copy_(torch.where(is_open.to(self.logits.device), 1.0, -1.0))
 
     def replace(self, gate: Gate) -> None:
