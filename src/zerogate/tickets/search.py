@@ -9,7 +9,6 @@ import torch
 
 from zerogate.checks import check_choice, check_whole
 from zerogate.errors import CheckpointError, ZerogateError
-from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import RESETS, Reset
 from zerogate.gates.pruners import Magnitude
 from zerogate.gates.schedules import Scheduled
@@ -79,7 +78,7 @@ class TicketSearch:
         check_whole("rounds", rounds, least=0)
         if rounds == 0 and sparse.gate.learns:
             raise ZerogateError(f"rounds=0 leaves no round in which {type(sparse.gate).__name__} gates could learn")
-        if rounds > 0 and isinstance(sparse.gate, FixedGate) and not isinstance(sparse.gate, Magnitude):
+        if rounds > 0 and not sparse.gate.learns and not isinstance(sparse.gate, Magnitude):
             raise ZerogateError(f"rounds={rounds}: {type(sparse.gate).__name__} gates do not change; give rounds=0")
         check_choice("reset", reset, RESETS)
         self.sparse, self.rounds, self.reset = sparse, rounds, reset
@@ -89,7 +88,7 @@ class TicketSearch:
         self._rewind = self._steps("rewind", rewind, least=0)
         if rounds and self._rewind > self.lengths[0]:
             raise ZerogateError(
-                f"rewind={rewind} is step {self._rewind} and lies behind the end of the first round, step {self.lengths[0]}"
+                f"rewind={rewind} is step {self._rewind}, behind the end of the first round, step {self.lengths[0]}"
             )
         self.number = 0
         self.steps_done = 0
@@ -164,8 +163,8 @@ class TicketSearch:
             self._begin()
 
     def prune(self) -> None:
-        """Behind the last step of a round, closes what is not in the mask that the round has found, so that the network
-        can be evaluated with it. `advance` does it, if it is not done already."""
+        """After the last step of a round, closes what is not in the round's mask, so that the network can be evaluated with
+        it. `advance` does it where it is not done yet."""
         gate, sparse = self.sparse.gate, self.sparse
         if self.number >= self.rounds:
             return
@@ -179,8 +178,7 @@ class TicketSearch:
         gate, sparse = self.sparse.gate, self.sparse
         self._mask = Mask.of(sparse)
         self.history.append(self._mask.density)
-        assert self._snapshot is not None
-        self._snapshot.restore(sparse.model)
+        self._rewind_point.restore(sparse.model)
         if gate.learns and self.number + 1 == self.rounds:
             sparse.harden()
         elif gate.learns:
@@ -191,7 +189,7 @@ class TicketSearch:
             sparse._zero_closed()
 
     def _begin(self) -> None:
-        """What the gates and the objective must know of the stage."""
+        """Tells the gates and the objective how long the stage is and what share it ends with."""
         steps, gate, objective = self.lengths[self.number], self.sparse.gate, self.sparse.objective
         if self._gate_steps is None and isinstance(gate, Scheduled):
             gate.set_steps(steps)
@@ -202,6 +200,12 @@ class TicketSearch:
             self._snapshot = Snapshot.take(self.sparse.model, None)
 
     # rewinding
+
+    @property
+    def _rewind_point(self) -> Snapshot:
+        if self._snapshot is None:
+            raise ZerogateError(f"the search has not passed its rewind point, step {self._rewind} of the first round")
+        return self._snapshot
 
     def rewind(self, optimizer: torch.optim.Optimizer) -> None:
         """Call with each stage's optimizer before its first step where its state is to be rewound, too: the weights'
@@ -215,9 +219,8 @@ class TicketSearch:
             if self.steps_done == self._rewind and self.rounds:
                 self._snapshot = Snapshot.take(self.sparse.model, optimizer)
         elif self.steps_done == 0:  # else it is resumed, and the optimizer has its own state
-            assert self._snapshot is not None
             kept = {} if self.sparse.gate.learns else self.mask
-            self._snapshot.restore_optimizer(optimizer, self.sparse.model, kept)
+            self._rewind_point.restore_optimizer(optimizer, self.sparse.model, kept)
 
     # state
 
@@ -233,11 +236,12 @@ class TicketSearch:
             "initial": self._initial,
             "snapshot": None if self._snapshot is None else self._snapshot.tensors,
             "optimizer": None if self._snapshot is None else self._snapshot.optimizer,
-            "scale": self.sparse.gate.scale if isinstance(self.sparse.gate, FixedGate) else None,
+            "scale": None if self.sparse.gate.learns else self.sparse.gate.scale,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a stopped search needs to go on but the optimizer's state: its own, the gates' and the model's."""
+        """All that a stopped search needs to go on, without the optimizer's state: that of the search, of the gates and of
+        the model."""
         return {"search": self.progress(), "gates": self.sparse.state_dict(), "model": self.sparse.model.state_dict()}
 
     def load_progress(self, state: dict[str, Any]) -> None:
