@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from zerogate.compaction.optimizer_state import carry
+from zerogate.compaction.optimizer_state import carry, overwrite_masked
 from zerogate.cutting.attention import unnest
-from zerogate.cutting.plan import Plan, apply_plan, make_plan
+from zerogate.cutting.cut import cut
+from zerogate.cutting.plan import Plan, make_plan
 from zerogate.errors import CompactionError, no_weights
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.norms import attach_kept
-from zerogate.modules.float64 import KeepFloat64
-from zerogate.modules.index import deep_copy, named_tensors, overwrite_masked
-from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
+from zerogate.modules.copies import deep_copy
+from zerogate.modules.index import named_tensors
+from zerogate.modules.run import Inputs, KeepFloat64, call, kept_rng, tensors_of
 from zerogate.modules.unregistered import replace, unregistered
 from zerogate.objectives.target import Target
 from zerogate.storage.plan_json import describe_plan
@@ -94,9 +95,9 @@ def _whole(sparse: Sparsified) -> nn.Module:
 def _cut(sparse: Sparsified, model: nn.Module, plan: Plan, dtype: torch.dtype | None) -> nn.Module:
     """What the plan leaves of a copy of the model, which is used up."""
     if sparse.keep_class:
-        return apply_plan(model, plan)
+        return cut(model, plan)
     mode = KeepFloat64() if dtype is torch.float64 else nullcontext()
-    graph = apply_plan(sparse.graph().holding(model, mode), plan)
+    graph = cut(sparse.graph().holding(model, mode), plan)
     assert isinstance(graph, GraphModel)
     return graph.plain(type(sparse.model).__name__)
 

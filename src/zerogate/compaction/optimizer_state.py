@@ -9,13 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from zerogate.cutting.plan import Plan, apply_plan
+from zerogate.cutting.cut import cut
+from zerogate.cutting.plan import Plan
 from zerogate.errors import ZerogateError
-from zerogate.modules.index import copy_with, named_tensors, overwrite_masked
+from zerogate.modules.copies import copy_with
+from zerogate.modules.index import named_tensors
 from zerogate.modules.internals import children_of
 
 if TYPE_CHECKING:
     from zerogate.sparsified import Sparsified
+
+
+def overwrite_masked(weights: Iterable[Tensor], masked: Iterable[Tensor]) -> None:
+    """Copies weights times their gates into the weights, zeros as +0: a negative weight times 0 is −0.0, and files leave
+    out +0 alone."""
+    with torch.no_grad():
+        for weight, value in zip(weights, masked, strict=True):
+            weight.copy_(value)
+            weight.masked_fill_(weight == 0, 0)
 
 
 def carry(
@@ -140,7 +151,7 @@ def carry_average(ema: nn.Module, sparse: Sparsified, plan: Plan, small: nn.Modu
     weights = [new.get_parameter(name) for name in sparse.gated_names]
     with torch.no_grad():
         overwrite_masked(weights, sparse.masked_weights(z, [weight.to(z.device) for weight in weights]))
-    new = apply_plan(new, plan)
+    new = cut(new, plan)
     if network is ema and type(new) is not type(ema):
         raise ZerogateError(
             f"{kind} cannot become {type(new).__name__}, which the compacted network is; "
@@ -169,7 +180,7 @@ def _cut(sparse: Sparsified, plan: Plan, tensors: dict[str, Tensor]) -> dict[str
             twin = copy_with(model, instead)
     else:
         twin = copy_with(sparse.graph(), instead)
-    return {name: p.detach() for name, p in apply_plan(twin, plan).named_parameters()}
+    return {name: p.detach() for name, p in cut(twin, plan).named_parameters()}
 
 
 def _new_names(sparse: Sparsified, plan: Plan) -> dict[str, list[str]]:

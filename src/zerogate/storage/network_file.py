@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zerogate.cutting.plan import apply_plan
+from zerogate.cutting.cut import cut
 from zerogate.errors import CheckpointError, ZerogateError, first_line
 from zerogate.files import safetensors, write
+from zerogate.modules.copies import copy_with
 from zerogate.modules.index import (
-    copy_with,
     modules_by_name,
     named_tensors,
     owner_of,
@@ -280,7 +280,7 @@ def _restored(model: nn.Module, header: dict[str, Any], tensors: dict[str, Tenso
             "make the dense network with the arguments it had when it was compacted"
         )
     for step in _field(header, "steps", list):
-        model = apply_plan(model, read_step(step, model))
+        model = cut(model, read_step(step, model))
     if layout(model) != header.get("result"):
         raise CheckpointError("holds a plan that does not make the network that was saved")
     _fill(model, header, tensors)
