@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from zerogate.compaction import compact as compaction
+from zerogate.compaction.compact import compact
+from zerogate.compaction.cuttable import ClassModel, Cuttable, ExportedModel, KeptGraph
+from zerogate.compaction.deployed import Deployed
+from zerogate.compaction.verify import difference
 from zerogate.cost.channels import ChannelCost, Cost, CostModel, WeightCost
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate
-from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.masking.attachment import Attachment
 from zerogate.masking.forward import GatedForward
@@ -64,10 +67,13 @@ class Sparsified(nn.Module):
     ) -> None:
         super().__init__()
         self.keep_class = graph is None
-        self.__dict__["_graph"] = graph
-        self._kept_in = _kept_in(model)
         self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
         self.example_inputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, example_inputs)
+        self._cuttable: Cuttable
+        if graph is None:
+            self._cuttable = ClassModel(model, self.detached)
+        else:
+            self._cuttable = ExportedModel(model, KeptGraph(model, self.example_inputs, graph), self.detached)
         self.structure = structure
         self.unit = unit
         parameters = dict(model.named_parameters())
@@ -261,15 +267,15 @@ class Sparsified(nn.Module):
         """A new plain module without the closed units: no gates, no masks, the same outputs as the gated model in
         evaluation mode. With ``keep_class=False`` a `torch.fx.GraphModule`, which computes these in training mode, too.
 
-        The gated model stays as it is. Training mode is that of the model. Before it is returned, the module is
-        compared with the gated one in float64 on the example inputs (in its own precision, to 1e-4, where the model has
-        kernels that do not know float64).
+        The gated model stays as it is. The new module is in the model's modes, training or evaluation. Before it is
+        returned, it is compared with the gated one in float64 on the example inputs (in its own precision, to 1e-4, where
+        the model has kernels that do not know float64).
 
         Args:
-            optimizer: its state goes over to the new module, in place: it holds the new module's parameters instead of
-                the model's, moments cut alike, and no gates.
-            ema: an averaged copy of the model (`torch.optim.swa_utils.AveragedModel` or a module of the same names):
-                folded and cut by the same plan, in place.
+            optimizer: trains the model; changed in place, so that it trains the new module: it holds the new parameters
+                in place of the model's, its moments are cut as they are, and the gates leave it.
+            ema: an averaged copy of the model (`torch.optim.swa_utils.AveragedModel` or a module of the same names);
+                changed in place: its weights are multiplied with the same mask and cut by the same plan.
 
         Warns where a target is not met; call `project` before.
 
@@ -277,29 +283,52 @@ class Sparsified(nn.Module):
         example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit, and for
         a graph's model that was cast or moved since; then nothing has been changed.
         """
-        return compaction.compact(self, optimizer, ema)
+        deployed = self._deployed()
+        self._warn_over_target()
+        return compact(deployed, optimizer, ema)
 
-    def graph(self) -> GraphModel:
-        """The model as a graph, with its tensors: what compaction cuts where it does not keep the class.
+    def graph(self) -> nn.Module:
+        """What compaction cuts: the model, or with ``keep_class=False`` its graph. Kept for one release.
 
         Raises `ZerogateError` where the model has been cast or moved since it was exported."""
-        now = _kept_in(self.model)
-        if now != self._kept_in:
-            raise ZerogateError(
-                f"the graph of this {type(self.model).__name__} was exported for {self._kept_in}, and the model is "
-                f"{now} now; cast or move it back for compact(), or call sparsify again"
-            )
-        if self.__dict__["_graph"] is None:  # a copy or what was pickled
-            with self.detached() as model:
-                self.__dict__["_graph"] = exported(model, self.example_inputs)
-        graph: GraphModel = self.__dict__["_graph"]
-        return graph
+        return self._cuttable.whole
 
     def difference(self, small: nn.Module) -> float:
         """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode.
 
-        For a module of lower precision it includes the rounding of gates that lie between 0 and 1 into the weights."""
-        return compaction.difference(self, small)
+        For a module of lower precision it includes the rounding of weights that were multiplied with gates between 0
+        and 1."""
+        return difference(self._deployed(), small)
+
+    def _deployed(self) -> Deployed:
+        """The gated model with the mask that is deployed now, as compaction takes it.
+
+        Raises `ZerogateError` where the model is not the one that the gates were made for."""
+        self.check_unchanged()
+        z = self.gate.mask(self.logits.detach())
+        return Deployed(
+            self._cuttable,
+            self.example_inputs,
+            self.structure,
+            self.kept(),
+            removes_units=self.unit != "weight",
+            gated_names=tuple(self.gated_names),
+            mask=lambda weights: self.masked_weights(z, [weight.to(z.device) for weight in weights]),
+            gate_parameters=tuple(self.parameters()),
+        )
+
+    def _warn_over_target(self) -> None:
+        """Warns where the deployed network costs more than the target allows."""
+        target = self.objective
+        if isinstance(target, Target):
+            left, dense = target.left(self.is_open(), self.cost_model), target.dense(self.cost_model)
+            if left > target.allowed(self.cost_model):
+                warnings.warn(
+                    f"{left:,} of {dense:,} {target.over} are left ({left / dense:.2%}), and the target is "
+                    f"{target.share:.2%}: train longer, or call project() on the handle first, which closes the most "
+                    "doubtful gates",
+                    stacklevel=3,
+                )
 
     def report(self) -> Report:
         """Every layer: kept, shrunk or refused, and why."""
@@ -328,7 +357,7 @@ class Sparsified(nn.Module):
 
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
-        """The plain model, for as long as the block lasts."""
+        """The plain model: its gates are off for as long as the block lasts."""
         attached = self._attachment.attached
         self.detach()
         try:
@@ -341,16 +370,8 @@ class Sparsified(nn.Module):
         """Raises `ZerogateError` where the model is not the one that the gates were made for."""
         self._attachment.check_unchanged()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None}  # a graph of fx cannot be pickled, and is made again
-
     def extra_repr(self) -> str:
         return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
-
-
-def _kept_in(model: nn.Module) -> str:
-    """Precision and device of a model's parameters."""
-    return ", ".join(sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()}))
 
 
 def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:
