@@ -29,8 +29,9 @@ def compact(deployed: Deployed, optimizer: Optimizer | None = None, ema: nn.Modu
     plan = deployed.plan()
     difference = verify(deployed, plan)
     small = deployed.folded().cut(plan)
-    description = deployed.cuttable.describe(plan, small) | {"difference": difference}
-    small.zerogate_plan = description  # type: ignore[assignment]  # no tensor and no module
+    description = deployed.cuttable.describe(plan, small)
+    description["difference"] = difference
+    small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values: no tensor and no module
     carry(deployed, plan, small, optimizer, ema)
     return small
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.modules.copies import copy_with, deep_copy
 from zerogate.modules.run import Inputs, KeepFloat64
 from zerogate.modules.unregistered import replace, unregistered
-from zerogate.storage.plan_json import describe_plan
+from zerogate.storage.plan_json import StoredPlan, describe_plan
 
 WithoutGates = Callable[[], AbstractContextManager[object]]
 """Takes the gates off a model for as long as a block lasts."""
@@ -48,8 +48,8 @@ class Cuttable(Protocol):
     def cut_tensors(self, tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         """What a plan leaves of tensors in the shapes of the parameters, by their names in the compacted network."""
 
-    def describe(self, plan: Plan, small: nn.Module) -> dict[str, Any]:
-        """What `zerogate.save` writes of a plan and the network ``small`` that it made; empty where nothing is saved."""
+    def describe(self, plan: Plan, small: nn.Module) -> StoredPlan:
+        """What `zerogate.save` writes of a plan and the network ``small`` that it made; empty for what it does not save."""
 
 
 class ClassModel:
@@ -82,7 +82,7 @@ class ClassModel:
             twin = copy_with(self.module, _in_place_of_parameters(tensors))
         return _parameters(cut(twin, plan))
 
-    def describe(self, plan: Plan, small: nn.Module) -> dict[str, Any]:
+    def describe(self, plan: Plan, small: nn.Module) -> StoredPlan:
         return describe_plan(plan, self.module, small)
 
 
@@ -123,7 +123,7 @@ class ExportedModel:
     def cut_tensors(self, tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         return _parameters(cut(copy_with(self.whole, _in_place_of_parameters(tensors)), plan))
 
-    def describe(self, plan: Plan, small: nn.Module) -> dict[str, Any]:
+    def describe(self, plan: Plan, small: nn.Module) -> StoredPlan:
         return {}
 
 
