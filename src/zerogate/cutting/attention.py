@@ -64,9 +64,9 @@ class Attention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`: the output, and None or the weights [..., L, S] or [..., heads, L, S].
+        """The output, and None or the weights [..., L, S] or [..., heads, L, S], as `nn.MultiheadAttention` returns them.
 
-        Raises AssertionError for arguments that do not go together.
+        Raises `AssertionError` for arguments that do not go together.
         """
         called = {
             "same": query is key and key is value,
@@ -172,31 +172,9 @@ def _attend(
         static: a module of the same settings.
         called: the form of the calls, see `Attention.called`.
     """
-    _expect(query.is_nested, False, "no nested tensors: set use_nested_tensor = False on the nn.TransformerEncoder")
-    assert_in_graph(query.dim() < 4, "query must be [L, E] or, with a batch, of 3 dimensions")
-    if called["same"]:
-        _expect(is_(query, key) & is_(key, value), True, _UNSEEN.format("one tensor as query, key and value"))
-    _expect(is_(key_padding_mask, None), not called["key_padding_mask"], _UNSEEN.format("key_padding_mask"))
-    _expect(is_(attn_mask, None), not called["attn_mask"], _UNSEEN.format("attn_mask"))
-    _expect(need_weights, called["need_weights"], _UNSEEN.format("need_weights"))
-    if called["need_weights"]:
-        _expect(average_attn_weights, called["average_attn_weights"], _UNSEEN.format("average_attn_weights"))
-    if not called["attn_mask"]:
-        _expect(is_causal, False, "is_causal is a hint about attn_mask, which is missing")
-
+    _check_call(called, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
     q, k, v = _project(m, static, query, key, value, called["same"])
-    mask: Any = None
-    appended = (static.bias_k is not None) + static.add_zero_attn
-    if attn_mask is not None and called["attn_mask"]:
-        mask = _additive(attn_mask, query.dtype, appended)
-        if called["per_head_mask"]:
-            mask = mask.view(*q.shape[:-1], -1)
-        else:
-            _expect(attn_mask.dim(), 2, _UNSEEN.format("attn_mask of 3 dimensions"))
-    if key_padding_mask is not None and called["key_padding_mask"]:
-        _expect(key_padding_mask.dim(), query.dim() - 1, "key_padding_mask must be [S] or, with a batch, [N, S]")
-        padding = _additive(key_padding_mask, query.dtype, appended).unsqueeze(-2).unsqueeze(-2)
-        mask = padding if mask is None else mask + padding
+    mask = _combined_mask(static, called, q, query, key_padding_mask, attn_mask)
     weights: Any = None
     if called["need_weights"]:
         weights = (q * static.head_dim**-0.5) @ k.transpose(-2, -1)
@@ -215,6 +193,56 @@ def _attend(
     # not m.out_proj(…): torch's own forward reads the weight, too, and gates must be where it is read
     out = F.linear(out.transpose(-2, -3).flatten(-2), m.out_proj.weight, m.out_proj.bias)
     return out if static.batch_first else out.transpose(0, -2), weights
+
+
+def _check_call(
+    called: dict[str, bool],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    attn_mask: Tensor | None,
+    average_attn_weights: bool,
+    is_causal: bool,
+) -> None:
+    """Raises `AssertionError` for arguments that do not go together, or are of another form than ``called``; in a graph
+    these checks are nodes."""
+    _expect(query.is_nested, False, "no nested tensors: set use_nested_tensor = False on the nn.TransformerEncoder")
+    assert_in_graph(query.dim() < 4, "query must be [L, E] or, with a batch, of 3 dimensions")
+    if called["same"]:
+        _expect(is_(query, key) & is_(key, value), True, _UNSEEN.format("one tensor as query, key and value"))
+    _expect(is_(key_padding_mask, None), not called["key_padding_mask"], _UNSEEN.format("key_padding_mask"))
+    _expect(is_(attn_mask, None), not called["attn_mask"], _UNSEEN.format("attn_mask"))
+    _expect(need_weights, called["need_weights"], _UNSEEN.format("need_weights"))
+    if called["need_weights"]:
+        _expect(average_attn_weights, called["average_attn_weights"], _UNSEEN.format("average_attn_weights"))
+    if not called["attn_mask"]:
+        _expect(is_causal, False, "is_causal is a hint about attn_mask, which is missing")
+
+
+def _combined_mask(
+    static: Any,
+    called: dict[str, bool],
+    q: Tensor,
+    query: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+) -> Any:
+    """Both masks as one that is added to the scores, or None."""
+    mask: Any = None
+    appended = (static.bias_k is not None) + static.add_zero_attn
+    if attn_mask is not None and called["attn_mask"]:
+        mask = _additive(attn_mask, query.dtype, appended)
+        if called["per_head_mask"]:
+            mask = mask.view(*q.shape[:-1], -1)
+        else:
+            _expect(attn_mask.dim(), 2, _UNSEEN.format("attn_mask of 3 dimensions"))
+    if key_padding_mask is not None and called["key_padding_mask"]:
+        _expect(key_padding_mask.dim(), query.dim() - 1, "key_padding_mask must be [S] or, with a batch, [N, S]")
+        padding = _additive(key_padding_mask, query.dtype, appended).unsqueeze(-2).unsqueeze(-2)
+        mask = padding if mask is None else mask + padding
+    return mask
 
 
 def _project(m: Any, static: Any, query: Tensor, key: Tensor, value: Tensor, same: bool) -> list[Tensor]:
@@ -237,12 +265,13 @@ def _project(m: Any, static: Any, query: Tensor, key: Tensor, value: Tensor, sam
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, appended: int) -> Tensor:
-    """A mask as numbers to add, open for the keys that the module itself appends; works for both kinds in one graph."""
+    """A mask as numbers that are added to the scores, 0 for keys that the module itself appends. One graph serves masks of
+    bools and of floats."""
     is_bool = mask.dtype == torch.bool
     assert_in_graph(is_bool | mask.is_floating_point(), "masks must be bool or floating point")
     mask = mask.to(dtype).masked_fill(mask.bool() & is_bool, float("-inf"))
     return F.pad(mask, (0, appended)) if appended else mask
 
 
-def _expect(value: Any, expected: Any, message: str) -> None:
+def _expect(value: object, expected: object, message: str) -> None:
     assert_in_graph(value == expected, message)

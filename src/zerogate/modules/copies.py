@@ -67,8 +67,12 @@ class WithoutGraph(TorchFunctionMode):
     """Lets ``copy.deepcopy`` copy tensors that are part of a graph, detached; torch itself refuses them."""
 
     def __torch_function__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if func is Tensor.__deepcopy__ and not args[0].is_leaf:
             x, memo = args
             if id(x) not in memo:

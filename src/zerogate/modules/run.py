@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,8 +59,12 @@ class KeepFloat64(TorchFunctionMode):
     Two networks that differ in the last bit of float64 would otherwise differ in the eighth digit of what is rounded."""
 
     def __torch_function__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if func is Tensor.float:
             return args[0].double()
         args = [torch.float64 if x is torch.float32 else x for x in args]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -83,14 +83,14 @@ def _items(value: object) -> Iterable[tuple[object, object]]:
         hidden = (value.__self__,)
     elif isinstance(value, FunctionType):
         hidden = (value.__closure__ or (), value.__defaults__ or ())
-    elif type(value).__name__ == "cell":
+    elif isinstance(value, CellType):
         hidden = _contents(value)
     elif hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType, fx.Graph)):
         return list(vars(value).items())
     return [(_HIDDEN, item) for item in hidden]
 
 
-def _contents(cell: Any) -> tuple[object, ...]:
+def _contents(cell: CellType) -> tuple[object, ...]:
     try:
         return (cell.cell_contents,)
     except ValueError:  # not filled yet
