@@ -285,7 +285,7 @@ with open(sys.argv[1], "rb") as file:
             try:
                 layer(torch.zeros(2, 3, 12).double(), *[torch.zeros(2, 3, 12).double()] * 2)
             except AssertionError as error:
-                assert "compact with example inputs that call it so" in str(error), error
+                assert "compact with example inputs that make such calls" in str(error), error
             else:
                 raise SystemExit("unseen arguments were taken")
 assert not [name for name in sys.modules if name.startswith("zerogate.")]
@@ -341,15 +341,15 @@ def test_unseen_arguments_raise() -> None:
     pad, attn, head = (masks(f"{kind} bool", cross=False) for kind in ("pad", "attn", "head"))
     bare, masked = plain_for(mha, x, {"need_weights": False}), plain_for(mha, x, pad | attn)
     for plain, args, kwargs, named in [
-        (bare, x, pad | {"need_weights": False}, "key_padding_mask: not as"),
-        (bare, x, attn | {"need_weights": False}, "attn_mask: not as"),
-        (bare, x, {}, "need_weights: not as"),
+        (bare, x, pad | {"need_weights": False}, "key_padding_mask: unlike in the calls"),
+        (bare, x, attn | {"need_weights": False}, "attn_mask: unlike in the calls"),
+        (bare, x, {}, "need_weights: unlike in the calls"),
         (bare, x, {"need_weights": False, "is_causal": True}, "is_causal is a hint"),
         (bare, (x[0], x[0].clone(), x[0]), {"need_weights": False}, "one tensor as query"),
         (bare, (x[0][None],) * 3, {"need_weights": False}, "query must be"),
-        (masked, x, pad, "attn_mask: not as"),
-        (masked, x, attn, "key_padding_mask: not as"),
-        (masked, x, pad | attn | {"average_attn_weights": False}, "average_attn_weights: not as"),
+        (masked, x, pad, "attn_mask: unlike in the calls"),
+        (masked, x, attn, "key_padding_mask: unlike in the calls"),
+        (masked, x, pad | attn | {"average_attn_weights": False}, "average_attn_weights: unlike in the calls"),
         (masked, x, pad | head, "attn_mask of 3 dimensions"),
         (masked, x, attn | {"key_padding_mask": pad["key_padding_mask"][0]}, "key_padding_mask must be"),
         (masked, x, pad | {"attn_mask": attn["attn_mask"].int()}, "masks must be bool"),

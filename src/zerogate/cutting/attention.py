@@ -26,7 +26,9 @@ _TENSORS = "in_proj_weight q_proj_weight k_proj_weight v_proj_weight in_proj_bia
 _SETTINGS = "embed_dim kdim vdim num_heads head_dim dropout batch_first add_zero_attn".split()
 _SHARED = "key_padding_mask attn_mask need_weights average_attn_weights".split()
 """What all calls must have in common, since a graph has no branches."""
-_UNSEEN = "{}: not as in the calls that this attention was compacted for; compact with example inputs that call it so"
+_UNSEEN = (
+    "{}: unlike in the calls that this attention was compacted for; compact with example inputs that make such calls"
+)
 
 
 class Attention(nn.Module):
