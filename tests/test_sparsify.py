@@ -268,10 +268,10 @@ def test_nothing_is_held_after_a_forward() -> None:
     model, x = Residual(), torch.randn(X)
     sparse = zg.sparsify(model, x)
     outs = [model(x) for _ in range(3)]
-    assert len([ref for ref in sparse._gating._draws._alive if ref() is not None]) == 3
-    assert sparse._gating._drawn is None
+    assert len([ref for ref in sparse._forward._draws._alive if ref() is not None]) == 3
+    assert sparse._forward._drawn is None
     del outs
-    assert not [ref for ref in sparse._gating._draws._alive if ref() is not None]
+    assert not [ref for ref in sparse._forward._draws._alive if ref() is not None]
 
 
 class Mirrored(nn.Module):
@@ -338,7 +338,7 @@ def test_one_draw_for_a_root_that_calls_itself() -> None:
     sparse = zg.sparsify(model, x)
     draws = []
     model.b.register_forward_pre_hook(lambda m, _: drawn.append(m.weight))
-    model.a.register_forward_hook(lambda *_: draws.append(sparse._gating.depth))
+    model.a.register_forward_hook(lambda *_: draws.append(sparse._forward.depth))
     model(x).sum().backward()
     assert draws == [3, 2, 1]
     assert drawn[0] is drawn[1] is drawn[2] is not model.b.weight

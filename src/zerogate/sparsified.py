@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from zerogate.compaction import compact as compaction
+from zerogate.compaction.compact import compact
+from zerogate.compaction.cuttable import ClassModel, Cuttable, ExportedModel, KeptGraph
+from zerogate.compaction.deployed import Deployed
+from zerogate.compaction.verify import difference
 from zerogate.cost.channels import Cost
-from zerogate.errors import ZerogateError
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate
 from zerogate.gates.pruners import Pruner
 from zerogate.gates.schedules import Scheduled
-from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.masking.attachment import Attachment
 from zerogate.masking.forward import GatedForward
@@ -69,8 +70,6 @@ class Sparsified(nn.Module):
     ) -> None:
         super().__init__()
         self.keep_class = graph is None
-        self.__dict__["_graph"] = graph
-        self._kept_in = _kept_in(model)
         self.example_inputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, example_inputs)
         self._layout = layout
         self.unit, self.structure, self.groups = layout.unit.name, layout.structure, layout.groups
@@ -87,6 +86,11 @@ class Sparsified(nn.Module):
         self._forward = GatedForward(model, self.gates, layout, per_example)
         self._weights = GatedWeights(model, self._forward)
         self._attachment = Attachment(model, self._forward)
+        self._cuttable: Cuttable = ClassModel(model, self._attachment.detached)
+        if graph is not None:
+            self._cuttable = ExportedModel(
+                model, KeptGraph(model, self.example_inputs, graph), self._attachment.detached
+            )
         flatten_names(self, "gates")
         self.register_load_state_dict_post_hook(_after_loading)
         self.attach()
@@ -287,29 +291,39 @@ class Sparsified(nn.Module):
         example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit, and for
         a graph's model that was cast or moved since; then nothing has been changed.
         """
-        return compaction.compact(self, optimizer, ema)
-
-    def graph(self) -> GraphModel:
-        """The model as a graph, with its tensors: what compaction cuts where it does not keep the class.
-
-        Raises `ZerogateError` where the model has been cast or moved since it was exported."""
-        now = _kept_in(self.model)
-        if now != self._kept_in:
-            raise ZerogateError(
-                f"the graph of this {type(self.model).__name__} was exported for {self._kept_in}, and the model is "
-                f"{now} now; cast or move it back for compact(), or call sparsify again"
+        deployed, budget = self._deployed(), self._budget
+        if budget is not None and (left := budget.left(self.is_open())) > budget.limit:
+            warnings.warn(
+                f"{left:,} of {budget.dense:,} {budget.over} are left ({left / budget.dense:.2%}), and the target is "
+                f"{budget.share:.2%}: train longer, or call project() on the handle first, which closes the most doubtful "
+                "gates",
+                stacklevel=2,
             )
-        if self.__dict__["_graph"] is None:  # a copy or what was pickled
-            with self.detached() as model:
-                self.__dict__["_graph"] = exported(model, self.example_inputs)
-        graph: GraphModel = self.__dict__["_graph"]
-        return graph
+        return compact(deployed, optimizer, ema)
 
     def difference(self, small: nn.Module) -> float:
         """max |gated − small| / max |gated| over all outputs for the example inputs, both in float64 and evaluation mode.
 
-        For a module of lower precision it includes the rounding of gates that lie between 0 and 1 into the weights."""
-        return compaction.difference(self, small)
+        For a module of lower precision it includes the rounding of weights that were multiplied with gates between 0
+        and 1."""
+        return difference(self._deployed(), small)
+
+    def _deployed(self) -> Deployed:
+        """The gated model with the mask that is deployed now, as compaction takes it.
+
+        Raises `ZerogateError` where the model is not the one that the gates were made for."""
+        self._attachment.check_unchanged()
+        z = self.gates.mask()
+        return Deployed(
+            self._cuttable,
+            self.example_inputs,
+            self.structure,
+            self.kept(),
+            unit=self._layout.unit,
+            gated_names=tuple(self._layout.names),
+            mask=lambda weights: self._forward.masked_weights(z, [weight.to(z.device) for weight in weights]),
+            gate_parameters=tuple(self.parameters()),
+        )
 
     def report(self) -> Report:
         """Every layer: kept, shrunk or refused, and why."""
@@ -333,8 +347,11 @@ class Sparsified(nn.Module):
         with self._attachment.detached() as model:
             yield model
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None}  # a graph of fx cannot be pickled, and is made again
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("logits", "gate"):  # ``sparse.logits += 1`` assigns, too
+            setattr(self.gates, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in _RENAMED:
@@ -349,6 +366,7 @@ _RENAMED: dict[str, Callable[[Sparsified], object]] = {
     "zero_closed": lambda sparse: sparse._zero_closed,
     "gated_names": lambda sparse: sparse._layout.names,
     "masked_weights": lambda sparse: sparse._forward.masked_weights,
+    "graph": lambda sparse: lambda: sparse._cuttable.whole,
     "check_unchanged": lambda sparse: sparse._attachment.check_unchanged,
 }
 """Public names of before 0.2, for one release."""
@@ -356,8 +374,3 @@ _RENAMED: dict[str, Callable[[Sparsified], object]] = {
 
 def _after_loading(sparse: Sparsified, incompatible_keys: object) -> None:
     sparse._follow_objective()
-
-
-def _kept_in(model: nn.Module) -> str:
-    """Precision and device of a model's parameters."""
-    return ", ".join(sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()}))

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, relative
-from zerogate.compaction.optimizer_state import carry
+from zerogate.compaction.compact import carry
 from zerogate.cutting.plan import Plan
 from zerogate.storage.plan_json import read_step
 
@@ -59,7 +59,7 @@ def gated(model: nn.Module, x: Tensor = X, **options: Any) -> zg.Sparsified:
 def compact(sparse: zg.Sparsified, **what: Any) -> tuple[nn.Module, Plan]:
     small = sparse.compact()
     plan = read_step(small.zerogate_plan["steps"][-1], sparse.model)
-    carry(sparse, plan, small, **what)
+    carry(sparse._deployed(), plan, small, **what)
     return small, plan
 
 
@@ -288,7 +288,7 @@ def test_optimizers_that_are_refused() -> None:
 def test_another_network_is_refused() -> None:
     sparse = gated(Residual())
     with pytest.raises(zg.ZerogateError, match="was not cut from this model by this plan"):
-        carry(sparse, Plan(), nn.Linear(2, 2), optimizer=Adam(sparse.model.parameters()))
+        carry(sparse._deployed(), Plan(), nn.Linear(2, 2), optimizer=Adam(sparse.model.parameters()))
 
 
 # moving averages

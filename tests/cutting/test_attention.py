@@ -84,7 +84,7 @@ def same_outputs(a: nn.Module, b: nn.Module, args: tuple[Tensor, ...], kwargs: d
 
 
 def plain_for(mha: nn.MultiheadAttention, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> nn.MultiheadAttention:
-    seen = Attention.stand_in(mha)
+    seen = Attention(mha)
     seen(*args, **kwargs)
     return plain_attention(copy.deepcopy(mha), seen.called)
 
@@ -139,7 +139,7 @@ def test_same_as_torch(options: Any, kinds: str, batched: bool, cross: bool, ret
     """Stand-in, plain module, and plain module without one or two heads."""
     mha = attention(**options)
     args, kwargs = inputs(mha, cross, batched), masks(kinds, cross, batched) | returns
-    seen = Attention.stand_in(mha)
+    seen = Attention(mha)
     same_outputs(mha, seen, args, kwargs)
     assert all(p is q for p, q in zip(mha.parameters(), seen.parameters(), strict=True))
     if "head" in kinds:
@@ -158,7 +158,7 @@ def test_same_as_torch(options: Any, kinds: str, batched: bool, cross: bool, ret
         first, then = copy.deepcopy(mha), plain_for(mha, args, kwargs)
         without_heads(first, heads)  # before or after the forward is replaced
         without_heads(then, heads)
-        stand_in = Attention.stand_in(first)
+        stand_in = Attention(first)
         for module in (stand_in, plain_attention(first, seen.called), then):
             out, weights = module.eval()(*args, **kwargs)
             close(out, want)
@@ -210,7 +210,7 @@ def replaced(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, nn.Mo
     watched, closed, plain = (copy.deepcopy(model).eval() for _ in range(3))
     for name in names:
         parent, _, child = name.rpartition(".")
-        setattr(watched.get_submodule(parent), child, Attention.stand_in(watched.get_submodule(name)))
+        setattr(watched.get_submodule(parent), child, Attention(watched.get_submodule(name)))
     unnest(watched)
     with torch.inference_mode():
         watched(*args, **kwargs)
@@ -285,7 +285,7 @@ with open(sys.argv[1], "rb") as file:
             try:
                 layer(torch.zeros(2, 3, 12).double(), *[torch.zeros(2, 3, 12).double()] * 2)
             except AssertionError as error:
-                assert "compact with example inputs that call it so" in str(error), error
+                assert "compact with example inputs that make such calls" in str(error), error
             else:
                 raise SystemExit("unseen arguments were taken")
 assert not [name for name in sys.modules if name.startswith("zerogate.")]
@@ -341,15 +341,15 @@ def test_unseen_arguments_raise() -> None:
     pad, attn, head = (masks(f"{kind} bool", cross=False) for kind in ("pad", "attn", "head"))
     bare, masked = plain_for(mha, x, {"need_weights": False}), plain_for(mha, x, pad | attn)
     for plain, args, kwargs, named in [
-        (bare, x, pad | {"need_weights": False}, "key_padding_mask: not as"),
-        (bare, x, attn | {"need_weights": False}, "attn_mask: not as"),
-        (bare, x, {}, "need_weights: not as"),
+        (bare, x, pad | {"need_weights": False}, "key_padding_mask: unlike in the calls"),
+        (bare, x, attn | {"need_weights": False}, "attn_mask: unlike in the calls"),
+        (bare, x, {}, "need_weights: unlike in the calls"),
         (bare, x, {"need_weights": False, "is_causal": True}, "is_causal is a hint"),
         (bare, (x[0], x[0].clone(), x[0]), {"need_weights": False}, "one tensor as query"),
         (bare, (x[0][None],) * 3, {"need_weights": False}, "query must be"),
-        (masked, x, pad, "attn_mask: not as"),
-        (masked, x, attn, "key_padding_mask: not as"),
-        (masked, x, pad | attn | {"average_attn_weights": False}, "average_attn_weights: not as"),
+        (masked, x, pad, "attn_mask: unlike in the calls"),
+        (masked, x, attn, "key_padding_mask: unlike in the calls"),
+        (masked, x, pad | attn | {"average_attn_weights": False}, "average_attn_weights: unlike in the calls"),
         (masked, x, pad | head, "attn_mask of 3 dimensions"),
         (masked, x, attn | {"key_padding_mask": pad["key_padding_mask"][0]}, "key_padding_mask must be"),
         (masked, x, pad | {"attn_mask": attn["attn_mask"].int()}, "masks must be bool"),
@@ -357,14 +357,14 @@ def test_unseen_arguments_raise() -> None:
         with pytest.raises(AssertionError, match=named):
             plain(*args, **kwargs)
     with pytest.raises(AssertionError, match="is_causal is a hint"):
-        Attention.stand_in(mha)(*x, is_causal=True)
+        Attention(mha)(*x, is_causal=True)
 
 
 def test_calls_are_merged() -> None:
     """What the calls share is kept, a difference that no graph can follow is a reason to refuse."""
     mha = attention(batch_first=True)
     same, other = inputs(mha, cross=False), inputs(mha, cross=True)
-    seen = Attention.stand_in(mha)
+    seen = Attention(mha)
     assert refusal(seen.called) == "it is never called"
     for args in (same, other, same):
         seen(*args, **masks("attn bool", cross=args is other))
@@ -377,7 +377,7 @@ def test_calls_are_merged() -> None:
     same_outputs(mha, plain, same, masks("causal float", cross=False))
 
     for kwargs in (masks("pad bool", cross=False), {"need_weights": False}, {"average_attn_weights": False}):
-        seen = Attention.stand_in(mha)
+        seen = Attention(mha)
         for given in ({}, kwargs, {}):
             seen(*same, **given)
         assert refusal(seen.called) == f"it is called with and without {next(iter(kwargs))}"
@@ -391,11 +391,11 @@ def test_forwards_that_are_not_torchs() -> None:
         pass
 
     with pytest.raises(ZerogateError, match="Mine"):
-        Attention.stand_in(Mine(WIDTH, HEADS))
+        Attention(Mine(WIDTH, HEADS))
     patched = attention()
     patched.forward = lambda *args: args  # type: ignore[method-assign]
     with pytest.raises(ZerogateError, match="forward"):
-        Attention.stand_in(patched)
+        Attention(patched)
     mha = attention()
     args = inputs(mha, cross=False)
     once = plain_for(mha, args, {})

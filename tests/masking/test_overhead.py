@@ -319,7 +319,7 @@ def test_per_example_products_are_shared(monkeypatch: pytest.MonkeyPatch) -> Non
                 model.get_submodule(name).register_forward_hook(lambda m, args, out: read.append(args[0]))
             torch.manual_seed(1)
             model(x).square().sum().backward()
-            assert not sparse._gating._products
+            assert not sparse._forward._products
             found.append([sparse.logits.grad, *(p.grad for p in model.parameters())])
     assert read[0] is read[1] is not read[2]
     for a, b in zip(*found, strict=True):
@@ -550,10 +550,10 @@ differ = 0
 for step in range(50):
     x, y = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
     drawn = []
-    hook = model.register_forward_pre_hook(lambda *_: drawn.append([w.detach() for w in sparse._gating._drawn]))
+    hook = model.register_forward_pre_hook(lambda *_: drawn.append([w.detach() for w in sparse._forward._drawn.masked]))
     out, penalty = both(x)
     hook.remove()
-    mine = torch.cat([(w / sparse.model.get_parameter(n)).flatten() for n, w in zip(sparse.gated_names, drawn[0])])
+    mine = torch.cat([(w / sparse.model.get_parameter(n)).flatten() for n, w in zip(sparse._layout.names, drawn[0])])
     all_ = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(all_, mine)
     differ += not torch.equal(*all_)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import zerogate as zg
 from support import Lambda
 from zerogate.cutting.plan import Plan
-from zerogate.storage import network_file as storage
 from zerogate.storage.encodings import Encoded, decode, encode, header_bytes, pack, smallest, unpack
 from zerogate.storage.plan_json import describe_plan
+from zerogate.storage.sealed_file import digest
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
@@ -173,7 +173,7 @@ def test_a_ticket_of_resnet20(tmp_path: Path, share: float, form: str) -> None:
     zg.save(small, tmp_path / "sparse")
     zg.save(small, tmp_path / "dense", sparse=False)
     plan, _ = opened(tmp_path / "sparse")
-    assert {name: entry[0] for name, entry in plan["encoded"].items()} == dict.fromkeys(sparse.gated_names, form)
+    assert {name: entry[0] for name, entry in plan["encoded"].items()} == dict.fromkeys(sparse._layout.names, form)
     assert data_bytes(tmp_path / "sparse") == expected and data_bytes(tmp_path / "dense") == dense_bytes
     assert sparse.report().file_bytes == (expected, dense_bytes)
     smaller, larger = ((tmp_path / name).stat().st_size for name in ("sparse", "dense"))
@@ -259,7 +259,7 @@ def test_ties_formats_and_buffers(tmp_path: Path) -> None:
 def resealed(path: Path, plan: Any, stored: dict[str, Tensor]) -> None:
     """A file whose hash is right, whatever it holds."""
     text, stored = json.dumps(plan), {name: x.contiguous() for name, x in stored.items()}
-    sealed = f'{{"sha256": "{storage._digest(text, stored)}", "plan": {text}}}'
+    sealed = f'{{"sha256": "{digest(text, stored)}", "plan": {text}}}'
     save_file(stored, path, metadata={"zerogate": sealed})
 
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import zerogate as zg
 from support import Lambda, Residual, close_randomly
 from zerogate.cutting.plan import Plan
-from zerogate.storage import network_file as storage
-from zerogate.storage.plan_json import architecture, describe_plan, read_step
+from zerogate.modules.unregistered import unregistered
+from zerogate.storage.plan_json import architecture, describe_plan, layout, read_step
+from zerogate.storage.sealed_file import digest, separate
 
 
 @pytest.fixture
@@ -288,7 +289,7 @@ def test_tensors_out_of_reach_are_made_again(tmp_path: Path) -> None:
         loaded = back(small, tmp_path / "x", partial(make, kind))
         assert torch.equal(loaded(x), small(x)), kind
         same(loaded, small)
-        assert not any(t.is_meta for _, t in storage.unregistered(loaded))
+        assert not any(t.is_meta for _, t in unregistered(loaded))
 
 
 def test_caches_that_a_fresh_network_lacks_are_left_out(tmp_path: Path) -> None:
@@ -447,7 +448,7 @@ def test_bad_saves(small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     small.register_buffer("odd", torch.eye(3).to_sparse())
     refused("is not as compact\\(\\) returned it", small, tmp_path / "x")
-    small.zerogate_plan["result"] = storage.layout(small)
+    small.zerogate_plan["result"] = layout(small)
     refused("cannot be stored", small, tmp_path / "x")
     small.odd = torch.zeros(3, 3, device="meta")
     refused("cannot be stored", small, tmp_path / "x")
@@ -547,10 +548,10 @@ def test_any_flipped_bit_and_any_truncation_is_refused(tmp_path: Path) -> None:
 def resealed(header: dict[str, Any], data: bytes, plan: Any, small: nn.Module) -> bytes:
     """A file whose hash is right, whatever its plan says."""
     text = json.dumps(plan)
-    stored = storage._apart({**dict(small.named_parameters()), **dict(small.named_buffers())})
-    for n, (_, tensor) in enumerate(storage.unregistered(small)):
+    stored = separate({**dict(small.named_parameters()), **dict(small.named_buffers())})
+    for n, (_, tensor) in enumerate(unregistered(small)):
         stored[f"unregistered:{n}"] = tensor
-    sealed = f'{{"sha256": "{storage._digest(text, stored)}", "plan": {text}}}'
+    sealed = f'{{"sha256": "{digest(text, stored)}", "plan": {text}}}'
     return closed(header | {"__metadata__": {"zerogate": sealed}}, data)
 
 
@@ -618,8 +619,8 @@ def test_what_a_step_may_say() -> None:
     for name, dim in (("9.weight", 0), ("0.weight", 2), ("0.weight", -1), ("0.weight", True), ("", 0)):
         refused("there is none", keep=[[name, dim, [0]]])
     refused("there is none", keep=[["0.weight", 0, [0]], ["0.weight", 0, [1]]])
-    refused("names things by what is no text", keep=[[["0.weight"], 0, [0]]])
-    refused("no table of three columns", keep=[["0.weight", 0]])
+    refused(r"keep has a name that is not a string: \['0.weight'\]", keep=[[["0.weight"], 0, [0]]])
+    refused("not a table of three columns", keep=[["0.weight", 0]])
     refused("there are none", select=[["9", -1, [0]]])
     refused("there are none", select=[["0", 1, [0]]])
     refused("select of 0", select=[["0", -1, [4]]])
@@ -640,9 +641,9 @@ def test_what_a_step_may_say() -> None:
         refused("holds a plan that sets", attributes=[[name, attribute, value]])
     refused("with an attention at 0", attention={"0": {}})
     refused("with an attention at 2", attention={"2": {"same": 1}})
-    refused("no table", attention=[])
+    refused("attention is not a table", attention=[])
     for bad_step in (None, [], {}, step(more=1)):
-        with pytest.raises(zg.CheckpointError, match="a step that is none"):
+        with pytest.raises(zg.CheckpointError, match="contains an invalid plan step"):
             read_step(bad_step, model)
 
 

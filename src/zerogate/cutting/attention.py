@@ -1,8 +1,9 @@
 """Multi-head attention that takes the number of its heads from its weights.
 
 `nn.MultiheadAttention` insists on heads that fill its width, so none can be removed while its forward runs. `Attention`
-computes the same with no such size written down, and stands in for it while a model is watched. In the compacted network
-`plain_attention` gives the module that same computation, for calls like those seen, as a graph that needs torch alone.
+computes the same with no such size written down, and stands in its place while a model is recorded. In the compacted
+network `plain_attention` gives the module that same computation, for calls of the recorded form, as a graph that needs
+torch alone.
 """
 
 from __future__ import annotations
@@ -22,20 +23,25 @@ from zerogate.modules.internals import assert_in_graph, disable_fused_attention
 fx.wrap("is_")
 
 _TENSORS = "in_proj_weight q_proj_weight k_proj_weight v_proj_weight in_proj_bias bias_k bias_v".split()
-_STATED = "embed_dim kdim vdim num_heads head_dim dropout batch_first add_zero_attn".split()
+_SETTINGS = "embed_dim kdim vdim num_heads head_dim dropout batch_first add_zero_attn".split()
 _SHARED = "key_padding_mask attn_mask need_weights average_attn_weights".split()
-"""In which all calls must be alike, since a graph has no branches."""
-_UNSEEN = "{}: not as in the calls that this attention was compacted for; compact with example inputs that call it so"
+"""What all calls must have in common, since a graph has no branches."""
+_UNSEEN = (
+    "{}: unlike in the calls that this attention was compacted for; compact with example inputs that make such calls"
+)
 
 
 class Attention(nn.Module):
-    """Stands in for an `nn.MultiheadAttention`: same tensors under the same names, same arguments, same outputs.
+    """Stands in the place of an `nn.MultiheadAttention`: it holds the same `Parameter` objects and ``out_proj`` under the
+    same names, takes the same arguments and returns the same outputs.
 
     Attributes:
         called: how it was called, empty before the first call: ``same`` (query, key and value were one tensor),
-            ``key_padding_mask`` and ``attn_mask`` (given), ``need_weights``, ``average_attn_weights`` (and needed),
+            ``key_padding_mask`` and ``attn_mask`` (passed), ``need_weights``, ``average_attn_weights`` (and needed),
             ``per_head_mask`` (an attn_mask [batch · heads, L, S]). Several calls are merged: ``same`` if all were; where
             they must be alike and are not, ``"<name> differs"`` is added, see `refusal`.
+
+    Raises `ZerogateError` for a module whose forward is not that of torch.
     """
 
     def __init__(self, mha: nn.MultiheadAttention) -> None:
@@ -43,16 +49,11 @@ class Attention(nn.Module):
         runs = getattr(getattr(mha.forward, "func", mha.forward), "__self__", None)
         if type(mha) is not nn.MultiheadAttention or not (runs is mha or isinstance(runs, fx.GraphModule)):
             raise ZerogateError(f"the forward of this {type(mha).__name__} is not nn.MultiheadAttention's; exclude it")
-        for name in [*_TENSORS, *_STATED, "out_proj"]:
+        for name in [*_TENSORS, *_SETTINGS, "out_proj"]:
             setattr(self, name, getattr(mha, name))
         disable_fused_attention(self)  # else nn.TransformerEncoderLayer runs a kernel of its own instead of this
         self.called: dict[str, bool] = {}
         self.training = mha.training
-
-    @classmethod
-    def stand_in(cls, mha: nn.MultiheadAttention) -> Attention:
-        """Holds its Parameter objects and its ``out_proj``. Raises `ZerogateError` where its forward is not torch's."""
-        return cls(mha)
 
     def forward(
         self,
@@ -65,9 +66,9 @@ class Attention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`: the output, and None or the weights [..., L, S] or [..., heads, L, S].
+        """The output, and None or the weights [..., L, S] or [..., heads, L, S], as `nn.MultiheadAttention` returns them.
 
-        Raises AssertionError for arguments that do not go together.
+        Raises `AssertionError` for arguments that do not go together.
         """
         called = {
             "same": query is key and key is value,
@@ -78,19 +79,21 @@ class Attention(nn.Module):
             "per_head_mask": attn_mask is not None and attn_mask.dim() == 3,
         }
         self.called = _merge(self.called, called)
-        given = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
-        return _attend(self, self, called, query, key, value, *given)
+        rest = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        return _attend(self, self, called, query, key, value, *rest)
 
 
 def plain_attention(mha: nn.MultiheadAttention, called: dict[str, bool]) -> nn.MultiheadAttention:
     """Makes an attention run with the heads that its weights hold, changing nothing but its forward; returns it.
 
     The forward is an `fx.GraphModule` of torch alone, so the module can be copied and pickled as before. It raises
-    AssertionError for calls unlike those seen.
+    AssertionError for calls of another form than the recorded ones.
 
     Args:
         mha: the attention; whether its heads are removed before or after makes no difference.
-        called: `Attention.called`. Raises `CompactionError` where `refusal` has a reason.
+        called: how it is called, see `Attention.called`.
+
+    Raises `CompactionError` where `refusal` has a reason.
     """
     reason = refusal(called)
     if reason is not None:
@@ -100,21 +103,23 @@ def plain_attention(mha: nn.MultiheadAttention, called: dict[str, bool]) -> nn.M
         attention, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
         average_attn_weights=True, is_causal=False
     ):  # fmt: skip
-        given = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
-        return _attend(attention, mha, called, query, key, value, *given)
+        rest = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        return _attend(attention, mha, called, query, key, value, *rest)
 
     graph = fx.Tracer().trace(forward)
-    runs = fx.GraphModule(nn.Module(), graph, class_name="Attention")
-    mha.forward = partial(runs.forward, mha)  # type: ignore[method-assign]
+    module = fx.GraphModule(nn.Module(), graph, class_name="Attention")
+    mha.forward = partial(module.forward, mha)  # type: ignore[method-assign]
     disable_fused_attention(mha)  # else nn.TransformerEncoderLayer runs a kernel of its own instead of this
-    state_sizes(mha)
+    state_heads(mha)
     return mha
 
 
-def state_sizes(m: Any) -> None:
-    """Has an `nn.MultiheadAttention`, or its stand-in, state what its weights hold: ``num_heads``, and as ``embed_dim``,
-    ``kdim`` and ``vdim`` the widths of its queries, keys and values. ``head_dim`` does not change: heads need not fill
-    ``embed_dim``."""
+def state_heads(m: Any) -> None:
+    """Makes an `nn.MultiheadAttention`, or an `Attention`, state what its weights hold.
+
+    That is ``num_heads``, and as ``embed_dim``, ``kdim`` and ``vdim`` the widths of its queries, keys and values.
+    ``head_dim`` stays: heads need not fill ``embed_dim``.
+    """
     packed = m.in_proj_weight
     q, k, v = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight) if packed is None else packed.chunk(3)
     m.num_heads = len(q) // m.head_dim
@@ -122,7 +127,7 @@ def state_sizes(m: Any) -> None:
 
 
 def refusal(called: dict[str, bool]) -> str | None:
-    """Why heads of an attention that is called so cannot be removed, or None."""
+    """Why heads of an attention that is called in this form cannot be removed; None where they can."""
     if not called:
         return "it is never called"
     if called["per_head_mask"]:
@@ -132,7 +137,8 @@ def refusal(called: dict[str, bool]) -> str | None:
 
 
 def unnest(model: nn.Module) -> None:
-    """Has every `nn.TransformerEncoder` pass on padded batches as they are: nested tensors are for torch's attention."""
+    """Makes every `nn.TransformerEncoder` pass on padded batches as they are: only torch's own attention takes nested
+    tensors."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
@@ -159,32 +165,18 @@ def _attend(
     average_attn_weights: bool,
     is_causal: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The forward of module ``m`` for calls of one form. Branches on ``static`` and ``called`` only, the rest fx traces."""
-    _expect(query.is_nested, False, "no nested tensors: set use_nested_tensor = False on the nn.TransformerEncoder")
-    assert_in_graph(query.dim() < 4, "query must be [L, E] or, with a batch, of 3 dimensions")
-    if called["same"]:
-        _expect(is_(query, key) & is_(key, value), True, _UNSEEN.format("one tensor as query, key and value"))
-    _expect(is_(key_padding_mask, None), not called["key_padding_mask"], _UNSEEN.format("key_padding_mask"))
-    _expect(is_(attn_mask, None), not called["attn_mask"], _UNSEEN.format("attn_mask"))
-    _expect(need_weights, called["need_weights"], _UNSEEN.format("need_weights"))
-    if called["need_weights"]:
-        _expect(average_attn_weights, called["average_attn_weights"], _UNSEEN.format("average_attn_weights"))
-    if not called["attn_mask"]:
-        _expect(is_causal, False, "is_causal is a hint about attn_mask, which is missing")
+    """The forward of an attention for calls of one form.
 
+    Python branches on ``static`` and ``called`` alone; everything else may be a proxy of fx, which traces it.
+
+    Args:
+        m: the module whose tensors are used.
+        static: a module of the same settings.
+        called: the form of the calls, see `Attention.called`.
+    """
+    _check_call(called, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
     q, k, v = _project(m, static, query, key, value, called["same"])
-    mask: Any = None
-    appended = (static.bias_k is not None) + static.add_zero_attn
-    if attn_mask is not None and called["attn_mask"]:
-        mask = _additive(attn_mask, query.dtype, appended)
-        if called["per_head_mask"]:
-            mask = mask.view(*q.shape[:-1], -1)
-        else:
-            _expect(attn_mask.dim(), 2, _UNSEEN.format("attn_mask of 3 dimensions"))
-    if key_padding_mask is not None and called["key_padding_mask"]:
-        _expect(key_padding_mask.dim(), query.dim() - 1, "key_padding_mask must be [S] or, with a batch, [N, S]")
-        padding = _additive(key_padding_mask, query.dtype, appended).unsqueeze(-2).unsqueeze(-2)
-        mask = padding if mask is None else mask + padding
+    mask = _combined_mask(static, called, q, query, key_padding_mask, attn_mask)
     weights: Any = None
     if called["need_weights"]:
         weights = (q * static.head_dim**-0.5) @ k.transpose(-2, -1)
@@ -200,9 +192,59 @@ def _attend(
             mask = ([mask] * (1 - is_causal) + [None])[0]
         p = m.training * m.dropout
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=hinted)
-    # not m.out_proj(…): torch's own forward reads the weight, too, and gates must lie where they will be used
+    # not m.out_proj(…): torch's own forward reads the weight, too, and gates must be where it is read
     out = F.linear(out.transpose(-2, -3).flatten(-2), m.out_proj.weight, m.out_proj.bias)
     return out if static.batch_first else out.transpose(0, -2), weights
+
+
+def _check_call(
+    called: dict[str, bool],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    attn_mask: Tensor | None,
+    average_attn_weights: bool,
+    is_causal: bool,
+) -> None:
+    """Raises `AssertionError` for arguments that do not go together, or are of another form than ``called``; in a graph
+    these checks are nodes."""
+    _expect(query.is_nested, False, "no nested tensors: set use_nested_tensor = False on the nn.TransformerEncoder")
+    assert_in_graph(query.dim() < 4, "query must be [L, E] or, with a batch, of 3 dimensions")
+    if called["same"]:
+        _expect(is_(query, key) & is_(key, value), True, _UNSEEN.format("one tensor as query, key and value"))
+    _expect(is_(key_padding_mask, None), not called["key_padding_mask"], _UNSEEN.format("key_padding_mask"))
+    _expect(is_(attn_mask, None), not called["attn_mask"], _UNSEEN.format("attn_mask"))
+    _expect(need_weights, called["need_weights"], _UNSEEN.format("need_weights"))
+    if called["need_weights"]:
+        _expect(average_attn_weights, called["average_attn_weights"], _UNSEEN.format("average_attn_weights"))
+    if not called["attn_mask"]:
+        _expect(is_causal, False, "is_causal is a hint about attn_mask, which is missing")
+
+
+def _combined_mask(
+    static: Any,
+    called: dict[str, bool],
+    q: Tensor,
+    query: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+) -> Any:
+    """Both masks as one that is added to the scores, or None."""
+    mask: Any = None
+    appended = (static.bias_k is not None) + static.add_zero_attn
+    if attn_mask is not None and called["attn_mask"]:
+        mask = _additive(attn_mask, query.dtype, appended)
+        if called["per_head_mask"]:
+            mask = mask.view(*q.shape[:-1], -1)
+        else:
+            _expect(attn_mask.dim(), 2, _UNSEEN.format("attn_mask of 3 dimensions"))
+    if key_padding_mask is not None and called["key_padding_mask"]:
+        _expect(key_padding_mask.dim(), query.dim() - 1, "key_padding_mask must be [S] or, with a batch, [N, S]")
+        padding = _additive(key_padding_mask, query.dtype, appended).unsqueeze(-2).unsqueeze(-2)
+        mask = padding if mask is None else mask + padding
+    return mask
 
 
 def _project(m: Any, static: Any, query: Tensor, key: Tensor, value: Tensor, same: bool) -> list[Tensor]:
@@ -225,12 +267,13 @@ def _project(m: Any, static: Any, query: Tensor, key: Tensor, value: Tensor, sam
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, appended: int) -> Tensor:
-    """A mask as numbers to add, open for the keys that the module itself appends; works for both kinds in one graph."""
+    """A mask as numbers that are added to the scores, 0 for keys that the module itself appends. One graph serves masks of
+    bools and of floats."""
     is_bool = mask.dtype == torch.bool
     assert_in_graph(is_bool | mask.is_floating_point(), "masks must be bool or floating point")
     mask = mask.to(dtype).masked_fill(mask.bool() & is_bool, float("-inf"))
     return F.pad(mask, (0, appended)) if appended else mask
 
 
-def _expect(value: Any, expected: Any, message: str) -> None:
+def _expect(value: object, expected: object, message: str) -> None:
     assert_in_graph(value == expected, message)

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.data.sources import RawSplit, Source, one_line, require
-from zerogate.errors import DataError
+from zerogate.data.sources import RawSplit, Source, require
+from zerogate.errors import DataError, class_and_line
+from zerogate.files import write
 
 logger = logging.getLogger("zerogate")
 
@@ -169,7 +169,7 @@ def _open(pillow: Any, part: RawSplit, index: int, guess: str | None = None) -> 
 
 
 def _undecodable(part: RawSplit, index: int, error: Exception) -> DataError:
-    reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else one_line(error)
+    reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else class_and_line(error)
     return DataError(f"{part.name(index)} cannot be decoded ({reason}); remove it or get it again")
 
 
@@ -184,7 +184,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write_cache(file: Path, decoded: Decoded) -> None:
-    """Write to a temporary name and rename; without a writable folder the run goes on, only slower the next time."""
+    """Writes the decoded data set; without a writable folder the run goes on, only slower the next time."""
     safetensors = require("safetensors.torch")
     tensors = {f"{split}.images": t for split, t in decoded.images.items()}
     tensors |= {f"{split}.labels": t for split, t in decoded.labels.items()}
@@ -193,17 +193,11 @@ def _write_cache(file: Path, decoded: Decoded) -> None:
         "std": json.dumps(decoded.std),
         "crc32": _checksum(tensors),
     }
-    temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-", suffix=".tmp")
-        os.close(handle)
-        safetensors.save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, file)
+        write(file, lambda temporary: safetensors.save_file(tensors, temporary, metadata=metadata))
     except Exception as error:  # safetensors reports a full disk by its own class
-        logger.warning("decoded images are not cached in %s (%s)", file.parent, one_line(error))
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        logger.warning("decoded images are not cached in %s (%s)", file.parent, class_and_line(error))
 
 
 def _read_cache(file: Path) -> Decoded | None:
@@ -221,5 +215,5 @@ def _read_cache(file: Path) -> Decoded | None:
         labels = {name.removesuffix(".labels"): t for name, t in tensors.items() if name.endswith(".labels")}
         return Decoded(images, labels, tuple(json.loads(metadata["mean"])), tuple(json.loads(metadata["std"])))
     except Exception as error:  # a damaged file can raise anything; decoding again mends it
-        logger.debug("cache %s is damaged (%s); decoding again", file, one_line(error))
+        logger.debug("cache %s is damaged (%s); decoding again", file, class_and_line(error))
         return None

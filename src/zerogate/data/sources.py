@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.errors import DataError
+from zerogate.errors import DataError, class_and_line
 
 logger = logging.getLogger("zerogate")
 
@@ -71,12 +71,6 @@ def require(module: str) -> Any:
         ) from error
 
 
-def one_line(error: BaseException) -> str:
-    """The class and the first line of an exception, short enough for one line of output."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-
-
 def open_folder(path: str | Path, label_columns: Sequence[str]) -> Source:
     """Find the splits of a local folder in Hugging Face parquet or imagefolder layout.
 
@@ -98,7 +92,9 @@ def open_folder(path: str | Path, label_columns: Sequence[str]) -> Source:
             flat = {split: [f for group in classes.values() for f in group] for split, classes in files.items()}
             return Source(_stat_key(root, flat), lambda: _read_image_folder(folders, files))
     except (OSError, RuntimeError) as error:  # a home folder that is unknown is a RuntimeError
-        raise DataError(f"data path {str(path)!r} cannot be read ({one_line(error)}); check its permissions") from error
+        raise DataError(
+            f"data path {str(path)!r} cannot be read ({class_and_line(error)}); check its permissions"
+        ) from error
     raise DataError(
         f"data path {str(path)!r} holds no data set; wanted train-*.parquet and test-*.parquet "
         "(there, in data/ or in one sub-folder), or images as train/CLASS/*.png and test/CLASS/*.png"
@@ -118,7 +114,7 @@ def open_hub(hub_name: str, label_columns: Sequence[str]) -> Source:
             found = datasets.load_dataset(hub_name)
     except Exception as error:  # network, hub, disk and builder errors share no base class
         raise DataError(
-            f"cannot get {hub_name!r} from the hub ({one_line(error)}); "
+            f"cannot get {hub_name!r} from the hub ({class_and_line(error)}); "
             "use a local copy in parquet layout with data.path=DIR"
         ) from error
     _check_splits(hub_name, found)
@@ -231,7 +227,7 @@ def _read_parquet(shards: dict[str, list[Path]], label_columns: Sequence[str]) -
                     tables.append(reader.read(columns=list(columns)))
             except (OSError, pyarrow.ArrowException) as error:
                 raise DataError(
-                    f"{str(file)!r} is truncated or not a parquet file ({one_line(error)}); download it again"
+                    f"{str(file)!r} is truncated or not a parquet file ({class_and_line(error)}); download it again"
                 ) from error
         splits[split] = _table_split(tables, label_columns, f"the {split} split of {str(files[0].parent)!r}")
     return splits

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from zerogate.cutting.plan import apply_plan, make_plan
+from zerogate.cutting.cut import cut
+from zerogate.cutting.plan import make_plan
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.norms import exact_rules
 from zerogate.groups.recording.record import Recording
+from zerogate.groups.recording.twin import twin_of
 from zerogate.groups.trial.confirm import settle
 from zerogate.groups.trial.replay import Trial
 from zerogate.groups.trial.size_attributes import follow_written_sizes
 from zerogate.groups.units import build
-from zerogate.modules.copies import twin_of
 from zerogate.modules.run import Inputs, kept_rng
 from zerogate.structure import KINDS, Axis, SizeAttribute, Structure
 
@@ -65,7 +66,7 @@ class _Cut:
         plan = make_plan(twin, structure, kept, self._keep if same else None)
         if not same:
             self._axes, self._kept, self._keep, self._made = structure.axes, kept, plan.keep, {}
-        return apply_plan(twin, plan, self._made)
+        return cut(twin, plan, self._made)
 
 
 def _settle_norms(

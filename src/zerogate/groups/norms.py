@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerogate.cutting.plan import apply_plan, make_plan
+from zerogate.cutting.cut import cut
+from zerogate.cutting.plan import make_plan
 from zerogate.groups.graph.graph_model import ARGUMENTS, GraphModel
 from zerogate.groups.trial.size_attributes import holders
-from zerogate.modules.float64 import KeepFloat64
-from zerogate.modules.index import deep_copy, named_tensors
+from zerogate.modules.copies import deep_copy
+from zerogate.modules.index import named_tensors
 from zerogate.modules.internals import parameters_of
+from zerogate.modules.run import KeepFloat64
 from zerogate.structure import Norm, SizeAttribute, Structure
 
 
@@ -184,7 +186,7 @@ def _exact_way(
     dense: nn.Module, whole: nn.Module, norm: Norm, local: Structure, kept: Tensor, x: Tensor, w: Tensor
 ) -> Way | None:
     """The way in which the norm with gates gives for x what ``whole`` gives when it is cut, if there is one."""
-    small = apply_plan(deep_copy(whole), make_plan(whole, local, kept))
+    small = cut(deep_copy(whole), make_plan(whole, local, kept))
     chosen = w.nonzero().flatten()
     rest = tuple(range(1 - x.ndim, 0))
     with torch.no_grad(), KeepFloat64():

@@ -1,62 +1,43 @@
-"""Copies of a model: as they are, on the meta device, or made ready to be watched."""
+"""Copies of modules: deep ones, quick ones, on the meta device, and with other tensors in place of the model's."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from zerogate.cutting.attention import Attention, unnest
-from zerogate.errors import WatchError, first_line
-from zerogate.groups.recording.meta_shapes import like
-from zerogate.modules.index import WithoutGraph, deep_copy, modules_by_name, named_tensors
+from zerogate.modules.index import named_tensors
 from zerogate.modules.internals import buffers_of, parameters_of
 
+T = TypeVar("T")
+Memo = dict[int, Any]
+"""What `copy.deepcopy` keeps: the id of an original → its copy, or whatever is to stand in its place."""
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy; raises `WatchError` where the model cannot be copied."""
-    return _copied(model, deep_copy)
-
-
-def twin_of(model: nn.Module, meta: bool) -> nn.Module:
-    """A copy to watch, in evaluation mode: on the meta device or with data; attention that follows its weights' sizes."""
-    return _prepared(_copied(model, meta_copy if meta else deep_copy))
+_META = torch.device("meta")
 
 
-def shared_twin(model: nn.Module) -> nn.Module:
-    """The same with the model's own tensors."""
-    return _prepared(_copied(model, lambda m: quick_copy(m, {id(x): x for _, x in named_tensors(m)})))
+def deep_copy(value: T, memo: Memo | None = None) -> T:
+    """`copy.deepcopy` that also takes results of a computation, which modules keep for a picture or a loss: the copy has
+    their values and is no part of their graph."""
+    with WithoutGraph():
+        return copy.deepcopy(value, memo)
 
 
-def _prepared(twin: nn.Module) -> nn.Module:
-    twin = twin.train().eval()  # both: some empty caches then
-    for name, module in modules_by_name(twin).items():
-        if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
-            if not name:
-                return Attention.stand_in(module).eval()
-            twin.set_submodule(name, Attention.stand_in(module).eval())
-    unnest(twin)
-    return twin
-
-
-def _copied(model: nn.Module, function: Any) -> nn.Module:
-    try:
-        return function(model)
-    except Exception as error:
-        raise WatchError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); "
-            "zerogate works on copies, so make copy.deepcopy(model) work first"
-        ) from error
+def copy_with(model: nn.Module, instead: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A deep copy that holds ``instead(name, tensor)`` in place of each parameter and buffer, which are not copied."""
+    return deep_copy(model, {id(tensor): instead(name, tensor) for name, tensor in named_tensors(model)})
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of the model whose floating-point parameters and buffers are on the meta device; costs no memory."""
-    memo: dict[int, Any] = {}
+    memo: Memo = {}
     for module in model.modules():
         for tensor in [*parameters_of(module).values(), *buffers_of(module).values()]:
             if tensor is not None and id(tensor) not in memo:
@@ -64,15 +45,54 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return quick_copy(model, memo)
 
 
-def quick_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """`copy.deepcopy`, which spends most of its time on the many empty dicts of a module, without these."""
+def on_meta(x: Tensor) -> Tensor:
+    """A tensor of the same shape, strides and dtype on the meta device; a parameter if ``x`` is one."""
+    empty = like(x)
+    return nn.Parameter(empty, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else empty
+
+
+def like(x: Tensor) -> Tensor:
+    """`torch.empty_like` on the meta device, many times as fast where the memory is dense."""
+    if x.is_contiguous():
+        return torch.empty(x.shape, dtype=x.dtype, device=_META)
+    packed, expected = sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n > 1), 1
+    for stride, n in packed:
+        if stride != expected:
+            return torch.empty_like(x, device=_META)
+        expected *= n
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
+
+
+class WithoutGraph(TorchFunctionMode):
+    """Lets ``copy.deepcopy`` copy tensors that are part of a graph, detached; torch itself refuses them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            x, memo = args
+            if id(x) not in memo:
+                with torch.no_grad():
+                    memo[id(x)] = x.detach().clone()
+            return memo[id(x)]
+        return func(*args, **(kwargs or {}))
+
+
+def quick_copy(module: nn.Module, memo: Memo | None = None) -> nn.Module:
+    """`deep_copy` of a module, several times as fast: `copy.deepcopy` spends most of its time on the many empty dicts of
+    a module."""
     with WithoutGraph():
         return _quick_copy(module, {} if memo is None else memo)
 
 
-def _quick_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _quick_copy(module: nn.Module, memo: Memo) -> nn.Module:
     if id(module) in memo:
-        return memo[id(module)]
+        known: nn.Module = memo[id(module)]
+        return known
     kind = type(module)
     if not _copied_plainly(kind):  # type: ignore[arg-type]
         return copy.deepcopy(module, memo)
@@ -95,7 +115,7 @@ def _quick_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 @cache
-def _copied_plainly(kind: type) -> bool:
+def _copied_plainly(kind: type[nn.Module]) -> bool:
     """Whether copying a module of this class is copying its attributes."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
     if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own):
@@ -108,8 +128,3 @@ def _copied_plainly(kind: type) -> bool:
 _ATOMS = {int, float, bool, str, type(None), type, torch.dtype, torch.device, torch.Size}
 _ATOMS |= {FunctionType, BuiltinFunctionType}
 _HOLDERS = {dict, OrderedDict, set}
-
-
-def on_meta(x: Tensor) -> Tensor:
-    empty = like(x)
-    return nn.Parameter(empty, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else empty

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -31,5 +31,5 @@ class DeviceTables(Generic[T]):
             self._made[key] = made
         return self._made[key]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[DeviceTables[T]], tuple[bool]]:
         return DeviceTables, (self._latest,)

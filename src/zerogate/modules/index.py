@@ -1,20 +1,39 @@
-"""A model's parameters and buffers by name, tied ones once."""
+"""A model's modules, parameters and buffers by name; a tensor that is tied counts once."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from zerogate.modules.internals import buffers_of, children_of, parameters_of, transient_names_of
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """The owner and the attribute of a parameter, buffer or module: ``"a.b.weight"`` → ``("a.b", "weight")``; the root
+    is ``""``."""
+    owner, _, attribute = name.rpartition(".")
+    return owner, attribute
+
+
+def owner_of(name: str) -> str:
+    """Name of the module that owns a parameter, buffer or module; the root is ``""``."""
+    return split_name(name)[0]
+
+
+def join_name(owner: str, attribute: str) -> str:
+    """The inverse of `split_name`."""
+    return f"{owner}.{attribute}" if owner else attribute
+
+
 def modules_by_name(model: nn.Module, twice: bool = False) -> dict[str, nn.Module]:
-    """What ``model.named_modules()`` yields, several times as fast; ``twice``: under all its names what is held twice."""
+    """What ``model.named_modules()`` yields, several times as fast.
+
+    Args:
+        model: the root, which is called ``""``.
+        twice: whether a module that is held in several places is listed under each of its names, or under the first.
+    """
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
     waiting = [("", model)]
@@ -33,85 +52,91 @@ def modules_by_name(model: nn.Module, twice: bool = False) -> dict[str, nn.Modul
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, each once, by their first name."""
     seen: set[int] = set()
-    for prefix, module in modules_by_name(model).items():
-        for name, tensor in [*parameters_of(module).items(), *buffers_of(module).items()]:
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield (f"{prefix}.{name}" if prefix else name), tensor
+    for owner, attribute, tensor in _registered(modules_by_name(model)):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield join_name(owner, attribute), tensor
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """First name of every parameter and buffer → all its names."""
+    return ModuleIndex(model).names
 
 
 def tensor_bytes(model: nn.Module) -> int:
-    """Of all parameters and buffers, those that are tied once."""
+    """Bytes of all parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(model))
 
 
-def overwrite_masked(weights: Iterable[Tensor], masked: Iterable[Tensor]) -> None:
-    """Copies weights times their gates into the weights, zeros as +0: a negative weight times 0 is −0.0, and files leave
-    out +0 alone."""
-    with torch.no_grad():
-        for weight, value in zip(weights, masked, strict=True):
-            weight.copy_(value)
-            weight.masked_fill_(weight == 0, 0)
+def transient_buffers(model: nn.Module) -> set[str]:
+    """First names of the buffers that no `state_dict` holds: registered with ``persistent=False`` under all their names."""
+    index = ModuleIndex(model)
+    return {
+        first
+        for first, names in index.names.items()
+        if all(attribute in transient_names_of(owner) for owner, attribute in map(index.owner, names))
+    }
 
 
-def tied_names(model: nn.Module, modules: Mapping[str, nn.Module] | None = None) -> dict[str, list[str]]:
-    """First name of every parameter and buffer → all its names. ``modules``: those of the model under all their names."""
-    names: dict[int, list[str]] = {}
-    for prefix, module in (modules_by_name(model, twice=True) if modules is None else modules).items():
-        for name, tensor in [*parameters_of(module).items(), *buffers_of(module).items()]:
-            if tensor is not None:
-                names.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
-    return {all_names[0]: all_names for all_names in names.values()}
+class ModuleIndex:
+    """A model's modules and tensors by name, gone through once for a function that looks up many of them.
 
+    It is right for as long as the model's modules stay; tensors may be replaced by `put`.
 
-def owner_of(name: str) -> str:
-    """Name of the module that owns a parameter or buffer; "" is the root."""
-    return name.rpartition(".")[0]
+    Attributes:
+        modules: name → module; a module that is held in several places stands under each of its names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = modules_by_name(model, twice=True)
+
+    @cached_property
+    def names(self) -> dict[str, list[str]]:
+        """First name of every parameter and buffer → all its names."""
+        names: dict[int, list[str]] = {}
+        for owner, attribute, tensor in _registered(self.modules):
+            names.setdefault(id(tensor), []).append(join_name(owner, attribute))
+        return {all_names[0]: all_names for all_names in names.values()}
+
+    def owner(self, name: str) -> tuple[nn.Module, str]:
+        """The module that owns a parameter or buffer, and the attribute. Raises `KeyError` where there is no such module."""
+        owner, attribute = split_name(name)
+        return self.modules[owner], attribute
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of that name. Raises `KeyError` where there is none."""
+        owner, attribute = self.owner(name)
+        parameter, buffer = (of(owner).get(attribute) for of in (parameters_of, buffers_of))
+        found = buffer if parameter is None else parameter
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def put(self, name: str, tensor: Tensor) -> set[nn.Module]:
+        """Replaces a parameter or buffer, given its first name, under all its names; returns the modules that own it."""
+        return put(self.modules, self.names.get(name, [name]), tensor)
 
 
 def put(modules: Mapping[str, nn.Module], names: Sequence[str], tensor: Tensor) -> set[nn.Module]:
     """Replaces a parameter or buffer under all its names; returns the modules that own it.
 
-    ``modules``: all of the model's, with those it holds twice under both names."""
+    Args:
+        modules: name → module, as `ModuleIndex.modules`.
+        names: all names of the tensor, which may be registered as None.
+        tensor: a parameter where one is registered, else a buffer.
+    """
     owners = set()
     for name in names:
-        owner, _, attribute = name.rpartition(".")
+        owner, attribute = split_name(name)
         module = modules[owner]
         (parameters_of(module) if attribute in parameters_of(module) else buffers_of(module))[attribute] = tensor  # type: ignore[assignment]
         owners.add(module)
     return owners
 
 
-def transient_buffers(model: nn.Module) -> set[str]:
-    """First names of buffers that are registered with ``persistent=False`` wherever they are."""
-    found = set()
-    for first, names in tied_names(model).items():
-        places = [(model.get_submodule(owner_of(name)), name.rpartition(".")[2]) for name in names]
-        if all(attribute in transient_names_of(module) for module, attribute in places):
-            found.add(first)
-    return found
-
-
-def copy_with(model: nn.Module, instead: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A deep copy that holds ``instead(name, tensor)`` in place of each parameter and buffer; those are not copied."""
-    return deep_copy(model, {id(tensor): instead(name, tensor) for name, tensor in named_tensors(model)})
-
-
-def deep_copy(value: Any, memo: dict[int, Any] | None = None) -> Any:
-    """`copy.deepcopy` that also takes results of a computation, which modules keep for a picture or a loss: without the
-    graph that they are part of."""
-    with WithoutGraph():
-        return copy.deepcopy(value, memo)
-
-
-class WithoutGraph(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` copy tensors that are part of a graph, detached; torch itself refuses them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
-            x, memo = args
-            if id(x) not in memo:
-                with torch.no_grad():
-                    memo[id(x)] = x.detach().clone()
-            return memo[id(x)]
-        return func(*args, **(kwargs or {}))
+def _registered(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Tensor]]:
+    """(module's name, attribute, tensor) of every parameter and buffer that is there."""
+    for owner, module in modules.items():
+        for attribute, tensor in [*parameters_of(module).items(), *buffers_of(module).items()]:
+            if tensor is not None:
+                yield owner, attribute, tensor

@@ -107,7 +107,7 @@ def node_number(node: Any) -> int:
     return -1 if node is None else node._sequence_nr()
 
 
-def is_reentrant_checkpoint(node: Any) -> bool:
+def is_reentrant_checkpoint(node: object) -> bool:
     """Whether a node is a checkpoint with ``use_reentrant=True``, which starts a backward pass of its own."""
     return isinstance(node, CheckpointFunction._backward_cls)
 
@@ -129,17 +129,17 @@ assert_metadata = torch.ops.aten._assert_tensor_metadata.default
 """What torch.export adds to check types and devices."""
 
 
-def schema_of(op: Any) -> Any:
+def schema_of(op: object) -> Any:
     """The names, defaults and aliases of an ATen op's arguments and results; None for what is no op."""
     return getattr(op, "_schema", None)
 
 
-def is_op(target: Any) -> bool:
+def is_op(target: object) -> bool:
     """Whether the target of a node is an ATen op."""
     return isinstance(target, torch._ops.OpOverload)
 
 
-def is_higher_order_op(target: Any) -> bool:
+def is_higher_order_op(target: object) -> bool:
     """Whether the target of a node is an op that runs a graph of its own."""
     return isinstance(target, torch._ops.HigherOrderOperator)
 

@@ -1,29 +1,31 @@
-"""Running a model on example inputs."""
+"""Running a model on example inputs: in the form in which they are given, without touching random numbers, in float64."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""What one forward takes: a tensor, positional arguments or keyword arguments."""
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call(model: nn.Module, inputs: Inputs) -> object:
     """model(tensor), model(*tuple) or model(**mapping)."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def tensors_of(value: Any) -> list[Tensor]:
+def tensors_of(value: object) -> list[Tensor]:
     """All tensors in nested containers and dataclasses, in order; caches and other objects are left alone."""
     found = []
     for x in tree_leaves(value):
@@ -49,3 +51,21 @@ def kept_rng(model: nn.Module) -> Iterator[None]:
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(drawn)
+
+
+class KeepFloat64(TorchFunctionMode):
+    """Keeps a float64 model in float64 where its forward asks for float32, as several norms and softmaxes do.
+
+    Two networks that differ in the last bit of float64 would otherwise differ in the eighth digit of what is rounded."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func is Tensor.float:
+            return args[0].double()
+        args = [torch.float64 if x is torch.float32 else x for x in args]
+        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})

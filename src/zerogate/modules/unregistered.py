@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 Path = tuple[Any, ...]
-"""A module's name, one of its attributes, and the keys, indices and attributes that lead from there to a tensor."""
+"""A module's name, one of its attributes, and the keys, indices and attributes that lead from there to a tensor. A key of
+a dict may be anything that can be hashed."""
 
 _OWN = frozenset(vars(nn.Module())) | {"zerogate_plan"}
 _HIDDEN = object()
@@ -23,21 +24,22 @@ _HIDDEN = object()
 
 
 def unregistered(model: nn.Module) -> Iterator[tuple[Path, Tensor]]:
-    """Where each of them is; one that is held in several places several times, containers once."""
+    """(path, tensor) of each of them; a tensor that is held in several places is yielded once for each, but a container
+    that is held in several places is searched once."""
     seen = {id(module) for module in model.modules()}
     for prefix, module in model.named_modules():
-        left: list[tuple[Path, Any]] = [
+        waiting: list[tuple[Path, object]] = [
             ((prefix, name), value) for name, value in vars(module).items() if name not in _OWN
         ]
-        while left:
-            path, value = left.pop()
+        while waiting:
+            path, value = waiting.pop()
             if isinstance(value, Tensor):
                 yield path, value
             elif id(value) not in seen:
                 inside = [((*path, key), item) for key, item in _items(value)]
                 if inside:
                     seen.add(id(value))
-                left.extend(inside)
+                waiting.extend(inside)
 
 
 def can_be_stored(path: Path, tensor: Tensor) -> bool:
@@ -47,7 +49,8 @@ def can_be_stored(path: Path, tensor: Tensor) -> bool:
 
 
 def replace(model: nn.Module, path: Path, tensor: Tensor) -> None:
-    """Puts another tensor where `unregistered` has found one; it becomes a parameter, or trainable, if that was."""
+    """Puts another tensor in the place of one that `unregistered` yields. It becomes a parameter if that is one, and
+    trainable if that is. Raises `KeyError` for a path that leads into a closure or a set."""
     _replaced(model.get_submodule(path[0]), path[1:], tensor)
 
 
@@ -65,13 +68,13 @@ def _replaced(holder: Any, path: Path, tensor: Tensor) -> Any:
     return holder
 
 
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+def _items(value: object) -> Iterable[tuple[object, object]]:
     """What a container or an object holds, by key, index or attribute."""
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, (list, tuple)):
         return enumerate(value)
-    hidden: Iterable[Any] = ()
+    hidden: Iterable[object] = ()
     if isinstance(value, (set, frozenset)):
         hidden = value
     elif isinstance(value, partial):
@@ -80,14 +83,14 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
         hidden = (value.__self__,)
     elif isinstance(value, FunctionType):
         hidden = (value.__closure__ or (), value.__defaults__ or ())
-    elif type(value).__name__ == "cell":
+    elif isinstance(value, CellType):
         hidden = _contents(value)
     elif hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType, fx.Graph)):
         return list(vars(value).items())
     return [(_HIDDEN, item) for item in hidden]
 
 
-def _contents(cell: Any) -> tuple[Any, ...]:
+def _contents(cell: CellType) -> tuple[object, ...]:
     try:
         return (cell.cell_contents,)
     except ValueError:  # not filled yet

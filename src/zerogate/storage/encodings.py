@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +41,10 @@ def smallest(entries: int, nonzeros: int, itemsize: int, saving: int = 0) -> tup
     """The form that takes the fewest bytes, ``dense``, ``bitmask`` or ``coo``, and how many these are.
 
     Args:
-        entries: of the tensor.
+        entries: how many the tensor has.
         nonzeros: how many of them are not zero.
-        itemsize: bytes of one.
-        saving: what another form than the dense one must save to be worth it, more than so many bytes.
+        itemsize: bytes of one entry.
+        saving: another form than the dense one is chosen only if it takes more than so many bytes less.
     """
     values, dense = nonzeros * itemsize, entries * itemsize
     sizes = {"bitmask": -(-entries // 8) + values, "coo": nonzeros * _width(entries) + values}
@@ -56,15 +55,15 @@ def smallest(entries: int, nonzeros: int, itemsize: int, saving: int = 0) -> tup
 def encode(tensor: Tensor, saving: int = 0) -> Encoded | None:
     """A contiguous tensor of any dtype and shape in its `smallest` form; None where that is the dense one."""
     patterns = _patterns(tensor)
-    there = (patterns != 0).any(1)
-    form, _ = smallest(tensor.numel(), int(there.count_nonzero()), tensor.element_size(), saving)
+    nonzero = (patterns != 0).any(1)
+    form, _ = smallest(tensor.numel(), int(nonzero.count_nonzero()), tensor.element_size(), saving)
     if form == "dense":
         return None
-    values = patterns[there].flatten().view(tensor.dtype)
+    values = patterns[nonzero].flatten().view(tensor.dtype)
     if form == "coo":
-        shifts = _shifts(_width(len(there)), there.device)
-        return Encoded(form, values, ((there.nonzero() >> shifts) & 255).to(torch.uint8))
-    return Encoded(form, values, packed(there))
+        shifts = _shifts(_width(len(nonzero)), nonzero.device)
+        return Encoded(form, values, ((nonzero.nonzero() >> shifts) & 255).to(torch.uint8))
+    return Encoded(form, values, packed(nonzero))
 
 
 def decode(encoded: Encoded, shape: Sequence[int]) -> Tensor:
@@ -74,10 +73,10 @@ def decode(encoded: Encoded, shape: Sequence[int]) -> Tensor:
     """
     values, where = encoded.values, encoded.where
     entries = torch.Size(shape).numel()
-    right = [-(-entries // 8)] if encoded.form == "bitmask" else [len(where) if where.ndim else 0, _width(entries)]
-    if where.dtype is not torch.uint8 or list(where.shape) != right:
+    expected = [-(-entries // 8)] if encoded.form == "bitmask" else [len(where) if where.ndim else 0, _width(entries)]
+    if where.dtype is not torch.uint8 or list(where.shape) != expected:
         raise CheckpointError(
-            f"a {encoded.form} of {entries} entries in {where.dtype} {list(where.shape)}, not in torch.uint8 {right}"
+            f"a {encoded.form} of {entries} entries in {where.dtype} {list(where.shape)}, not in torch.uint8 {expected}"
         )
     if encoded.form == "bitmask":
         places = unpacked(where).nonzero().flatten()
@@ -87,9 +86,9 @@ def decode(encoded: Encoded, shape: Sequence[int]) -> Tensor:
         raise CheckpointError(f"a {encoded.form} with places that do not ascend within 0 … {entries - 1}")
     if list(values.shape) != [len(places)]:
         raise CheckpointError(f"a {encoded.form} with {len(places)} places and values of shape {list(values.shape)}")
-    found = _patterns(values)
-    flat = found.new_zeros(entries, found.shape[1])
-    flat[places] = found
+    patterns = _patterns(values)
+    flat = patterns.new_zeros(entries, patterns.shape[1])
+    flat[places] = patterns
     return flat.flatten().view(values.dtype).view(torch.Size(shape))
 
 
@@ -106,11 +105,14 @@ def unpacked(bits: Tensor) -> Tensor:
 
 # in a file: the values under the tensor's own name, and a table of what is encoded
 
+Table = dict[str, list[object]]
+"""Name of an encoded tensor → [form, shape]."""
 
-def pack(tensors: Mapping[str, Tensor], names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What to store of contiguous tensors, of which the named ones may be encoded, and name → [form, shape] of those
-    that are, as they make the file smaller so."""
-    stored, table = dict(tensors), {}
+
+def pack(tensors: Mapping[str, Tensor], names: Iterable[str]) -> tuple[dict[str, Tensor], Table]:
+    """What is stored of contiguous tensors, and the table of those that are encoded: among the named ones all that take
+    less of the file so."""
+    stored, table = dict(tensors), Table()
     for name in names:
         encoded = encode(tensors[name], header_bytes(name))
         if encoded is not None:
@@ -120,29 +122,31 @@ def pack(tensors: Mapping[str, Tensor], names: Iterable[str]) -> tuple[dict[str,
 
 
 def unpack(
-    stored: Mapping[str, Tensor], table: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
+    stored: Mapping[str, Tensor], table: Mapping[str, object], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
     """The tensors that `pack` was given.
 
     Args:
-        stored, table: what it returned.
+        stored, table: what it returned, as far as the file is right.
         shapes: name → shape of what may be encoded; nothing larger is made, whatever a table says.
 
     Raises `CheckpointError`, which does not name the file, for anything that `pack` cannot have returned.
     """
-    found = dict(stored)
+    tensors = dict(stored)
     for name, entry in table.items():
-        if name not in shapes or entry not in ([form, list(shapes[name])] for form in ("bitmask", "coo")):
-            there = list(shapes[name]) if name in shapes else "none to be encoded"
-            raise CheckpointError(f"says of {short(name)} that it is encoded as {short(entry)}; there it is {there}")
-        part = _part(name, entry[0])
+        forms = (form for form in ("bitmask", "coo") if name in shapes and entry == [form, list(shapes[name])])
+        form = next(forms, None)
+        if form is None:
+            expected = list(shapes[name]) if name in shapes else "none to be encoded"
+            raise CheckpointError(f"says of {short(name)} that it is encoded as {short(entry)}; there it is {expected}")
+        part = _part(name, form)
         if name not in stored or part not in stored:
             raise CheckpointError(f"does not hold {short(name if name not in stored else part)}, part of an encoding")
         try:
-            found[name] = decode(Encoded(entry[0], found[name], found.pop(part)), shapes[name])
+            tensors[name] = decode(Encoded(form, tensors[name], tensors.pop(part)), shapes[name])
         except CheckpointError as error:
             raise CheckpointError(f"holds {short(name)} as {error}") from error
-    return found
+    return tensors
 
 
 def header_bytes(name: str) -> int:
@@ -155,7 +159,7 @@ def _part(name: str, form: str) -> str:
 
 
 def _width(entries: int) -> int:
-    """Bytes of an index."""
+    """In how many bytes an index into a tensor of so many entries fits."""
     return -(-max(entries - 1, 1).bit_length() // 8)
 
 

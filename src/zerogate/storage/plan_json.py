@@ -1,11 +1,12 @@
-"""Plans as JSON-able values: what is written of them, and what is checked when they are read back."""
+"""Plans as JSON values: what is written of them, and what is checked when they are read back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,47 @@ from torch.nn.parameter import is_lazy
 
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CheckpointError
-from zerogate.modules.index import modules_by_name, named_tensors, tied_names, transient_buffers
+from zerogate.modules.index import join_name, modules_by_name, named_tensors, tied_names, transient_buffers
 
 PLAN_VERSION = 2
 PLAN_KEYS = ("version", "dense", "steps", "result", "difference")
+"""The keys of a `StoredPlan`, in the order in which they are written."""
+
+Size = int | list[int]
+Architecture = dict[str, str | Size]
+"""See `architecture`."""
 
 
-def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module) -> dict[str, Any]:
-    """A plan as JSON-able values, with the network it applies to.
+class StoredStep(TypedDict):
+    """One `Plan` as JSON values; tensors are lists of indices."""
+
+    keep: list[list[object]]
+    """Rows [name, dim, indices] of `Plan.keep`."""
+    select: list[list[object]]
+    """Rows [layer, dim, indices] of `Plan.select`."""
+    attributes: list[list[object]]
+    """Rows [module, attribute, value] of `Plan.attributes`."""
+    attention: dict[str, dict[str, bool]]
+    """As `Plan.attention`."""
+
+
+class StoredPlan(TypedDict, total=False):
+    """How a compacted network came from a dense one. A graph module, which is not saved, has the difference alone."""
+
+    version: int
+    """`PLAN_VERSION` of the zerogate that compacted it."""
+    dense: Architecture
+    """The network that was dense at the very beginning."""
+    steps: list[StoredStep]
+    """What each compaction left, the first one first."""
+    result: str
+    """`layout` of the compacted network."""
+    difference: float
+    """Measured between the gated and the compacted network, relative to the largest output."""
+
+
+def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module) -> StoredPlan:
+    """A plan as JSON values, with the network it applies to.
 
     Where the dense network is itself what an earlier compaction returned, the earlier steps come first: the file is
     then read with the network that was dense at the very beginning.
@@ -28,9 +62,9 @@ def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module) -> dict[str, A
     before = getattr(dense, "zerogate_plan", None)
     if not isinstance(before, dict) or before.get("result") != layout(dense):
         before = {"dense": architecture(dense), "steps": []}
-    gone = transient_buffers(dense)  # stored as they are in the end, a dense network may not have them yet
-    step = {
-        "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items() if name not in gone],
+    transient = transient_buffers(dense)  # stored as they are in the end, a dense network may not have them yet
+    step: StoredStep = {
+        "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items() if name not in transient],
         "select": [[layer, dim, indices.tolist()] for layer, (dim, indices) in plan.select.items()],
         "attributes": [[module, attribute, value] for (module, attribute), value in plan.attributes.items()],
         "attention": plan.attention,
@@ -43,39 +77,41 @@ def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module) -> dict[str, A
     }
 
 
-def architecture(model: nn.Module, attributes: bool = True) -> dict[str, Any]:
+def architecture(model: nn.Module, attributes: bool = True) -> Architecture:
     """What tells a network from another one: path → class of a module, kind and shape of a tensor, value of an attribute.
 
     Attributes are the ints, and tuples and lists of ints, that a module holds under a public name: heads, strides and
     the like leave no trace in shapes. Tensors that are tied name the first of them. Buffers that are not part of the
     state_dict do not count.
     """
-    found: dict[str, Any] = {}
+    parts: Architecture = {}
     transient = transient_buffers(model)
     for prefix, module in modules_by_name(model).items():
-        found[prefix] = type(module).__name__
+        parts[prefix] = type(module).__name__
         for name, value in vars(module).items() if attributes else ():
-            if not name.startswith("_") and _is_size(value):
-                plain = list(value) if isinstance(value, (tuple, list)) else value
-                found[f"{prefix}.{name}" if prefix else name] = plain
+            if not name.startswith("_") and (size := _size(value)) is not None:
+                parts[join_name(prefix, name)] = size
     tensors = dict(named_tensors(model))
     for first, names in tied_names(model).items():
         if first not in transient:
             tensor = tensors[first]
             shape = "of unknown size" if is_lazy(tensor) else " × ".join(map(str, tensor.shape)) or "scalar"
-            found[first] = f"{'parameter' if isinstance(tensor, nn.Parameter) else 'buffer'} {shape}"
-            found |= dict.fromkeys(names[1:], f"tied to {first}")
-    return found
+            parts[first] = f"{'parameter' if isinstance(tensor, nn.Parameter) else 'buffer'} {shape}"
+            for name in names[1:]:
+                parts[name] = f"tied to {first}"
+    return parts
 
 
 def layout(model: nn.Module) -> str:
     """Hash of the names, classes and shapes in a network: changes with every cut, not with training."""
-    found = architecture(model, attributes=False)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    parts = architecture(model, attributes=False)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def first_difference(written: Any, model: nn.Module) -> str | None:
-    """Where a network is not the one of which `architecture` was written; None if it is."""
+def first_difference(written: object, model: nn.Module) -> str | None:
+    """Where a network is not the one of which `architecture` was written; None if it is.
+
+    Raises `CheckpointError` where nothing of the kind was written."""
     if not isinstance(written, dict):
         raise CheckpointError("does not say from which network it was cut")
     here = architecture(model)
@@ -86,69 +122,102 @@ def first_difference(written: Any, model: nn.Module) -> str | None:
     return None
 
 
-def read_step(step: Any, model: nn.Module) -> Plan:
+def read_step(step: object, model: nn.Module) -> Plan:
     """One step of a described plan, for the network that it applies to.
 
     Raises `CheckpointError` for anything but what `describe_plan` can have written for this network.
     """
-    plan = Plan()
     if not isinstance(step, dict) or set(step) != {"keep", "select", "attributes", "attention"}:
-        raise CheckpointError("holds a plan with a step that is none")
-    tensors, modules = dict(named_tensors(model)), modules_by_name(model, twice=True)
-    for name, dim, indices in _triples(step["keep"], "keep"):
+        raise CheckpointError("contains an invalid plan step")
+    modules = modules_by_name(model, twice=True)
+    return Plan(
+        _read_keep(step["keep"], dict(named_tensors(model))),
+        _read_select(step["select"], modules),
+        _read_attributes(step["attributes"], modules),
+        _read_attention(step["attention"], modules),
+    )
+
+
+def _read_keep(rows: object, tensors: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
+    keep: dict[tuple[str, int], Tensor] = {}
+    for name, dim, indices in _triples(rows, "keep"):
         tensor = tensors.get(name)
-        if tensor is None or type(dim) is not int or not 0 <= dim < tensor.ndim or (name, dim) in plan.keep:
+        if tensor is None or not _is_int(dim) or not 0 <= dim < tensor.ndim or (name, dim) in keep:
             raise CheckpointError(f"holds a plan that keeps part of axis {short(dim)} of {short(name)}: there is none")
-        plan.keep[name, dim] = _indices(indices, tensor.shape[dim], f"keep of {short(name)}")
-    for layer, dim, indices in _triples(step["select"], "select"):
-        owned = [] if layer not in modules else [size for p in modules[layer].parameters() for size in p.shape]
-        if not owned or type(dim) is not int or not -8 <= dim < 0 or layer in plan.select:
+        keep[name, dim] = _indices(indices, tensor.shape[dim], f"keep of {short(name)}")
+    return keep
+
+
+def _read_select(rows: object, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, Tensor]]:
+    select: dict[str, tuple[int, Tensor]] = {}
+    for layer, dim, indices in _triples(rows, "select"):
+        sizes = [] if layer not in modules else [size for p in modules[layer].parameters() for size in p.shape]
+        if not sizes or not _is_int(dim) or not -8 <= dim < 0 or layer in select:
             raise CheckpointError(f"holds a plan that selects inputs {short(dim)} of {short(layer)}: there are none")
-        plan.select[layer] = (dim, _indices(indices, max(owned), f"select of {short(layer)}"))
-    for name, attribute, value in _triples(step["attributes"], "attributes"):
-        held = vars(modules[name]).get(attribute) if name in modules and isinstance(attribute, str) else None
-        if not _is_size(held) or not _is_size(value) or _length(held) != _length(value):
+        select[layer] = (dim, _indices(indices, max(sizes), f"select of {short(layer)}"))
+    return select
+
+
+def _read_attributes(rows: object, modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Size]:
+    attributes: dict[tuple[str, str], Size] = {}
+    for name, attribute, value in _triples(rows, "attributes"):
+        stated = vars(modules[name]).get(attribute) if name in modules and isinstance(attribute, str) else None
+        now, then = _size(stated), _size(value)
+        if now is None or then is None or _length(now) != _length(then):
             where = f"{short(attribute)} of {short(name)}"
-            raise CheckpointError(f"holds a plan that sets {where} to {short(value)}, where it is {short(held)}")
-        plan.attributes[name, attribute] = value
-    if not isinstance(step["attention"], dict):
-        raise CheckpointError("holds a plan whose attention is no table")
-    for name, flags in step["attention"].items():
+            raise CheckpointError(f"holds a plan that sets {where} to {short(value)}, where it is {short(stated)}")
+        attributes[name, str(attribute)] = then
+    return attributes
+
+
+def _read_attention(table: object, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, bool]]:
+    if not isinstance(table, dict):
+        raise CheckpointError("holds a plan whose attention is not a table")
+    for name, flags in table.items():
         flags_fit = isinstance(flags, dict) and all(type(flag) is bool for flag in flags.values())
         if type(modules.get(name)) is not nn.MultiheadAttention or not flags_fit:
             raise CheckpointError(f"holds a plan with an attention at {short(name)}: there is none")
-        plan.attention[name] = flags
-    return plan
+    return table
 
 
-def _triples(rows: Any, what: str) -> list[tuple[str, Any, Any]]:
-    if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 3 for r in rows):
-        raise CheckpointError(f"holds a plan whose {what} is no table of three columns")
-    if not all(isinstance(name, str) for name, _, _ in rows):
-        raise CheckpointError(f"holds a plan whose {what} names things by what is no text")
-    return [(name, a, b) for name, a, b in rows]
+def _triples(rows: object, what: str) -> Iterator[tuple[str, object, object]]:
+    """The rows of a table of three columns, the first of which holds names."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+        raise CheckpointError(f"holds a plan whose {what} is not a table of three columns")
+    for name, *_ in rows:
+        if not isinstance(name, str):
+            raise CheckpointError(f"holds a plan whose {what} has a name that is not a string: {short(name)}")
+    for name, a, b in rows:
+        yield name, a, b
 
 
-def _indices(value: Any, size: int, what: str) -> Tensor:
-    if not isinstance(value, list) or not all(type(i) is int for i in value):
-        raise CheckpointError(f"holds a plan whose {what} is no list of whole numbers")
+def _indices(value: object, size: int, what: str) -> Tensor:
+    """Ascending indices below a size, int64."""
+    if not isinstance(value, list) or not all(_is_int(i) for i in value):
+        raise CheckpointError(f"holds a plan whose {what} is not a list of whole numbers")
     if any(a >= b for a, b in pairwise(value)) or (value and not 0 <= value[0] <= value[-1] < size):
         raise CheckpointError(f"holds a plan whose {what} is not ascending within 0 … {size - 1}")
     return torch.tensor(value, dtype=torch.int64)
 
 
-def _is_size(value: Any) -> bool:
-    """An int, or ints in a tuple or list."""
+def _size(value: object) -> Size | None:
+    """An int, or the ints in a tuple or list, as JSON has them; None for anything else."""
     if isinstance(value, (tuple, list)):
-        return len(value) > 0 and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    return isinstance(value, int) and not isinstance(value, bool)
+        sizes = [v for v in value if isinstance(v, int) and not isinstance(v, bool)]
+        return sizes if value and len(sizes) == len(value) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def short(value: Any) -> str:
+def _length(size: Size) -> int | None:
+    return len(size) if isinstance(size, list) else None
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an int as JSON gives it, and no bool."""
+    return type(value) is int
+
+
+def short(value: object) -> str:
     """What a file says, for a message of one line."""
     text = repr(value) if not isinstance(value, str) or not value.isprintable() else value
     return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def _length(value: Any) -> int | None:
-    return len(value) if isinstance(value, (tuple, list)) else None

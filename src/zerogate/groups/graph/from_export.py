@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from zerogate.errors import WatchError, first_line
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.graph.normalize import GraphNormalizer
-from zerogate.modules.copies import shared_twin
+from zerogate.groups.recording.twin import shared_twin
 from zerogate.modules.run import Inputs, kept_rng
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zerogate.modules.copies import like
 from zerogate.modules.internals import schema_of
 
 Shape = tuple[int, ...]
@@ -54,18 +55,6 @@ def result_of(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tenso
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return torch.empty(shape, dtype=dtype, device=_META, memory_format=torch.channels_last)
     return None
-
-
-def like(x: Tensor) -> Tensor:
-    """`torch.empty_like` on the meta device."""
-    if x.is_contiguous():
-        return torch.empty(x.shape, dtype=x.dtype, device=_META)
-    packed, expected = sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n > 1), 1
-    for stride, n in packed:
-        if stride != expected:
-            return torch.empty_like(x, device=_META)
-        expected *= n
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
 
 
 _TWO = {"add", "mul", "sub", "div", "maximum", "minimum"}

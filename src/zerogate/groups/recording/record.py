@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from zerogate.groups.labels import Labels, narrow_constant, varying_dims
-from zerogate.groups.recording.meta_shapes import bind, like
+from zerogate.groups.recording.meta_shapes import bind
+from zerogate.modules.copies import like
 from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute
 
 

@@ -18,7 +18,8 @@ from zerogate.errors import WatchError, first_line
 from zerogate.groups.labels import squash
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.recording.recorder import Recorder
-from zerogate.modules.copies import quick_copy, twin_of
+from zerogate.groups.recording.twin import twin_of
+from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import modules_by_name, named_tensors
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
 

@@ -1,0 +1,113 @@
+"""The cut: every tensor sliced to the indices that a plan keeps, and every module made to state its new sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from zerogate.cutting.attention import Attention, plain_attention, state_heads, unnest
+from zerogate.cutting.layer_sizes import state_sizes
+from zerogate.cutting.plan import Plan
+from zerogate.modules.index import ModuleIndex, split_name
+from zerogate.modules.internals import children_of
+from zerogate.structure import Axis
+
+
+def cut(model: nn.Module, plan: Plan, known: dict[str, Tensor] | None = None) -> nn.Module:
+    """Cuts a model by a plan, in place, and returns it; a root that selects its inputs is returned inside a new module.
+
+    Args:
+        model: used up; its tensors may be on the meta device.
+        plan: made for this model.
+        known: first name → what a tensor of another copy has become by the same ``plan.keep``; taken in place of slicing
+            again. Tensors on the meta device are added to it.
+    """
+    index = ModuleIndex(model)
+    owners = _slice_tensors(index, plan.keep, {} if known is None else known)
+    _remove_heads(model, plan.attention)
+    for module in owners:  # before the attributes, which were tried and may count something else
+        if isinstance(module, (nn.MultiheadAttention, Attention)):
+            state_heads(module)
+    _set_attributes(index.modules, plan.attributes)
+    for module in owners:
+        state_sizes(module)
+    return _select_inputs(model, index.modules, plan.select)
+
+
+def _slice_tensors(index: ModuleIndex, keep: Mapping[Axis, Tensor], known: dict[str, Tensor]) -> set[nn.Module]:
+    """Slices each tensor along all of its axes at once; returns the modules that own one."""
+    by_tensor: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), indices in keep.items():
+        by_tensor.setdefault(name, {})[dim] = indices
+    owners: set[nn.Module] = set()
+    for name, dims in by_tensor.items():
+        if name not in known:
+            new = sliced(index.tensor(name), dims)
+            if new.is_meta:
+                known[name] = new
+        else:
+            new = known[name]
+        owners |= index.put(name, new)
+    return owners
+
+
+def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """A parameter or buffer with the given indices alone along each of these dims; memory format and kind stay.
+
+    Args:
+        tensor: of any device; of one on the meta device the size is what changes.
+        dims: dim → indices that stay, int64.
+    """
+    data = tensor.detach()
+    if data.is_meta:
+        size = [len(dims[d]) if d in dims else n for d, n in enumerate(data.shape)]
+        data = torch.empty(size, dtype=data.dtype, device="meta")
+    else:
+        for dim, indices in dims.items():
+            data = data.index_select(dim, indices.to(data.device))
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        data = data.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def _remove_heads(model: nn.Module, attention: Mapping[str, dict[str, bool]]) -> None:
+    """Gives attention modules that lose heads a forward that takes their number from the weights."""
+    for path, called in attention.items():
+        module = model.get_submodule(path)
+        if isinstance(module, nn.MultiheadAttention):  # in a twin, `Attention` stands here and does so already
+            plain_attention(module, called)
+    if attention:
+        unnest(model)
+
+
+def _set_attributes(modules: Mapping[str, nn.Module], attributes: Mapping[tuple[str, str], int | list[int]]) -> None:
+    for (path, attribute), value in attributes.items():
+        is_tuple = isinstance(getattr(modules[path], attribute), tuple)
+        setattr(modules[path], attribute, tuple(value) if is_tuple and isinstance(value, list) else value)
+
+
+def _select_inputs(
+    model: nn.Module, modules: Mapping[str, nn.Module], select: Mapping[str, tuple[int, Tensor]]
+) -> nn.Module:
+    """Puts a selection of inputs in front of each of these layers; returns the model, or what stands in its place."""
+    for name, (dim, indices) in select.items():
+        layer = modules[name]
+        selection = selection_of(dim, indices).to(next(layer.parameters()).device)
+        selected = nn.Sequential(selection, layer).train(layer.training)
+        if not name:
+            return selected
+        parent, attribute = split_name(name)
+        children_of(modules[parent])[attribute] = selected
+    return model
+
+
+def selection_of(dim: int, indices: Tensor) -> nn.Module:
+    """A module of torch alone that takes some entries of its input: ``x.index_select(dim, indices)``."""
+    root = nn.Module()
+    root.register_buffer("indices", indices)
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(torch.index_select, (x, dim, graph.get_attr("indices"))))
+    return fx.GraphModule(root, graph, class_name="SelectInputs")
