@@ -142,7 +142,7 @@ def test_stopped_in_one_process(
 def lengths(overrides: list[str]) -> dict[str, list[str]]:
     config = compose(overrides, "compare")
     found = {}
-    for one in comparing._searches(config, overrides):
+    for one in comparing.searches_of(config, overrides):
         wanted = compose(list(one.overrides), "tickets").search
         found[one.name] = [wanted.rounds, str(wanted.length), str(wanted.final_length)]
     return found
