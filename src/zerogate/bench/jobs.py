@@ -14,6 +14,7 @@ from zerogate.bench.records import digest
 from zerogate.bench.table import REFERENCE, Plain, Row, Table
 from zerogate.errors import ConfigError
 from zerogate.training.config import compose as settings
+from zerogate.training.config import moved
 
 NEUTRAL_KEYS = (*settings.NEUTRAL["tickets"], "name", "trainer.accelerator")
 """Keys of a configuration that decide no result: what a resumed search may change, and what the run is called and on which
@@ -133,12 +134,15 @@ def _job(table: Table, row: Row, seed: int, request: _Request, needs: tuple[Job,
         overrides, config = _configured(row.kind, overrides, request.budget)
         config |= {"seed": seed}
     config = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
+    # In the names by which records know it: a configuration that names a public path hashes as one of before did.
     identity = {
         "table": table.name, "row": row.id, "kind": row.kind, "seed": seed, "budget": request.budget,
         "recipe": table.version,
         # An option that is off is as if it did not exist, so that one that is new later changes no digest.
-        "config": {key: value for key, value in config.items() if value is not None and value is not False},
-        "options": {key: _named(value) if isinstance(value, str) else value for key, value in options.items()},
+        "config": moved.recorded({key: value for key, value in config.items() if value is not None and value is not False}),
+        "options": moved.recorded(
+            {key: _named(value) if isinstance(value, str) else value for key, value in options.items()}
+        ),
         "needs": {need.row.id: need.digest for need in needs},
     }  # fmt: skip
     return Job(table.name, row, seed, request.budget, request.setting, table.version, tuple(overrides), options, config,

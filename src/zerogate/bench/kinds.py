@@ -12,8 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from zerogate.bench import latency, networks
-from zerogate.bench import torch_pruning as pruned
+from zerogate.bench import latency, networks, torch_pruning
 from zerogate.bench.jobs import PATHS, compose
 from zerogate.bench.records import curve_of
 from zerogate.bench.table import Plain
@@ -90,12 +89,12 @@ def _torch_pruning(work: Work) -> Outcome:
     own = [*work.overrides, f"+model.network={options['network']}", f"seed={work.seed}"]
     if options.get("learn"):
         learned = work.folder / "learned"
-        first = [*own, f"model._target_={pruned.__name__}.learner", f"init_from={source}"]
+        first = [*own, "model._target_=zerogate.bench.learner", f"init_from={source}"]
         first.append(f"trainer.max_epochs={options['learn']}")
-        with pruned.sparse_learning(float(options["strength"])):
+        with torch_pruning.sparse_learning(float(options["strength"])):
             runs.train(_configured(learned, first, work.extra))
         source = str(learned)
-    own += [f"model._target_={pruned.__name__}.pruned", f"+model.source={source}"]
+    own += ["model._target_=zerogate.bench.pruned_network", f"+model.source={source}"]
     own += [f"+model.{key}={options[key]}" for key in ("params", "macs") if key in options]
     result = runs.train(_configured(work.folder, own, work.extra))
     run = Run(work.folder)
