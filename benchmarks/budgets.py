@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
-from provenance import provenance
 from zerogate import Sparsified, Target, data
 from zerogate.data import ImageData
 from zerogate.training import build as building
 from zerogate.training.classifier import evaluate
 from zerogate.training.config.compose import compose
+from zerogate.training.provenance import origin
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"
@@ -115,7 +115,8 @@ class Book:
         self.penalties: list[dict[str, Any]] = known.get("penalties", [])
 
     def write(self) -> None:
-        record = {"rows": self.rows, "penalties": self.penalties, **provenance(self.command)}
+        record = {"rows": self.rows, "penalties": self.penalties, "command": self.command}
+        record |= {"threads": torch.get_num_threads(), **origin()}
         text = json.dumps(record, indent=1) + "\n"
         self.path.write_text(text)
 

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import zerogate as zg
-from provenance import provenance
+from zerogate.training.provenance import origin
 from zoo_models import ZOO, Entry
 from zoo_models.entry import add_to_path, library, missing
 
@@ -486,7 +486,8 @@ def main() -> None:
         command = shlex.join(["python", "benchmarks/zoo.py", *given])
         add_to_path()
         packages = ("torchvision", "timm", "transformers", "torch-pruning")
-        record = {"summary": summary, "rows": [_public(r) for r in rows], **provenance(command, *packages)}
+        record = {"summary": summary, "rows": [_public(r) for r in rows], "command": command}
+        record |= {"threads": torch.get_num_threads(), **origin(*packages)}
         path = Path(__file__).parent / "results" / "zoo.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(_rounded(record), indent=1, ensure_ascii=False) + "\n")

@@ -18,7 +18,7 @@ from zerogate.errors import ConfigError, ZerogateError
 from zerogate.modules.run import usable_cores
 from zerogate.sweeps.engine import Ended, Engine, Report, Task
 from zerogate.sweeps.local import Processes, ThisProcess
-from zerogate.sweeps.summary import ComparisonFolder, Result, Row, average, read_result, table_of
+from zerogate.sweeps.summary import ComparisonFolder, read_result, summarise
 from zerogate.tickets.time import Time
 from zerogate.training import provenance
 from zerogate.training import train as runs
@@ -29,8 +29,6 @@ from zerogate.training.ticket_search import search
 
 OWN_KEYS = ("output", "resume", "overwrite", "seed", "trainer.progress")
 """Keys that a comparison gives each of its searches itself."""
-FIGURES = ("test_accuracy", "val_accuracy", "remaining", "params", "macs", "epochs", "history")
-"""What compare.json repeats of each search."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def compare(config: DictConfig) -> dict[str, Any]:
     missing = [one for one in searches if not one.is_done()]
     print(f"comparison {folder}: {len(searches)} searches, {len(searches) - len(missing)} of them finished", flush=True)
     run_missing(folder, missing, config.compare.workers, show=config.trainer.progress != "none")
-    return _summarise(folder, config, searches)
+    return summarise(folder, config, [(one.name, one.ticket, one.density) for one in searches])
 
 
 def open_or_resume(config: DictConfig) -> tuple[ComparisonFolder, DictConfig, list[str], bool]:
@@ -217,17 +215,3 @@ def _line(ended: Ended, report: Report) -> str:
         f"{ended.task.name}  test {result['test_accuracy']:.2%} with {result['remaining']:.1%} remaining  "
         f"{ended.seconds:.0f} s  about {left // 60}:{left % 60:02d} left"
     )
-
-
-def _summarise(folder: ComparisonFolder, config: DictConfig, searches: Sequence[Search]) -> dict[str, Any]:
-    alike: dict[tuple[str, float | None], list[Result]] = {}
-    each: dict[str, dict[str, object]] = {}
-    for one in sorted(searches, key=lambda one: -(1.0 if one.density is None else one.density)):
-        result = read_result(one.folder)
-        alike.setdefault((one.ticket, one.density), []).append(result)
-        each[one.name] = {key: result[key] for key in FIGURES}
-    rows: list[Row] = [average(kind, density, results) for (kind, density), results in alike.items()]
-    table = table_of(rows)
-    summary = {"name": config.name, "rows": rows, "searches": each, **runs.said(config)}
-    folder.write_summary(rows, table, summary)
-    return summary | {"table": table, "folder": str(folder)}

@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from omegaconf import DictConfig
+
 from zerogate.files import write
 from zerogate.report import figures
 from zerogate.report.markdown import grid
 from zerogate.training.run_folder import Run, write_csv, write_json
+from zerogate.training.train import said
 
+FIGURES = ("test_accuracy", "val_accuracy", "remaining", "params", "macs", "epochs", "history")
+"""What compare.json repeats of each search."""
 Result = Mapping[str, Any]
 """What result.json of a search holds."""
 
@@ -46,19 +51,38 @@ class ComparisonFolder(Run):
             found += Run(path.parent).files()
         return super().files() + found
 
-    def write_summary(self, rows: Sequence[Row], table: str, summary: Mapping[str, object]) -> None:
-        """Writes table.md, table.csv, plot.svg and compare.json."""
-        write(self.own["table.md"], (table + "\n").encode())
-        write_csv(self.own["table.csv"], [*Row.__annotations__], rows)
-        plot = figures.accuracy_against_remaining(rows)
-        write(self.own["plot.svg"], figures.svg(plot).encode())
-        write_json(self.own["compare.json"], summary)
-
 
 def read_result(folder: Path) -> Result:
     """What the finished search in a folder came to."""
     result: Result = json.loads(Run(folder).result.read_text())
     return result
+
+
+def summarise(
+    folder: ComparisonFolder, config: DictConfig, searches: Sequence[tuple[str, str, float | None]]
+) -> dict[str, Any]:
+    """Writes table.md, table.csv, plot.svg and compare.json.
+
+    Args:
+        searches: name, kind of ticket and density of each; all are finished.
+
+    Returns:
+        What compare.json holds, and `table`, the rows as text.
+    """
+    alike: dict[tuple[str, float | None], list[Result]] = {}
+    each: dict[str, dict[str, object]] = {}
+    for name, kind, density in sorted(searches, key=lambda search: -(1.0 if search[2] is None else search[2])):
+        result = read_result(folder.folder / name)
+        alike.setdefault((kind, density), []).append(result)
+        each[name] = {key: result[key] for key in FIGURES}
+    rows = [average(kind, density, results) for (kind, density), results in alike.items()]
+    table = table_of(rows)
+    summary = {"name": config.name, "rows": rows, "searches": each, **said(config)}
+    write(folder.own["table.md"], (table + "\n").encode())
+    write_csv(folder.own["table.csv"], [*Row.__annotations__], rows)
+    write(folder.own["plot.svg"], figures.svg(figures.accuracy_against_remaining(rows)).encode())
+    write_json(folder.own["compare.json"], summary)
+    return summary | {"table": table, "folder": str(folder)}
 
 
 def average(kind: str, density: float | None, results: Sequence[Result]) -> Row:
