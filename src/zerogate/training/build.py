@@ -222,8 +222,6 @@ def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.
             gate_inputs=config.sparsify.gate_inputs,
             exclude=_excluded(config),
         )
-        if isinstance(sparse.gate, zerogate.Magnitude):
-            sparse.gate.final(sparse)  # raises where nobody says how much is to stay
     classifier = Classifier(
         model,
         sparse,
