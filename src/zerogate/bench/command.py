@@ -85,7 +85,7 @@ def _folder(text: str) -> Path | None:
 
 
 _PASSED = ("data.path", "data.cache_dir", "trainer.accelerator")
-"""Keys that every run gets as they are given."""
+"""Keys that every run gets as they are chosen."""
 _TAKES: Mapping[str, tuple[Callable[[str], object], str]] = {
     **dict.fromkeys(("seeds", "epochs", "limit", "workers"), (_whole, "a whole number of at least 1")),
     "budget": (_share, "a number above 0 and up to 1"),
@@ -95,7 +95,7 @@ _TAKES: Mapping[str, tuple[Callable[[str], object], str]] = {
     **dict.fromkeys(("results", "output", "docs"), (_folder, "a folder")),
     **dict.fromkeys(_PASSED, (_text, "a value")),
 }
-"""Of each key: the value that a text means, None where it means none, and what was expected."""
+"""For each key, how its text is read (None: the text means no value), and what was expected."""
 
 
 def options(arguments: Sequence[str]) -> Options:
@@ -104,7 +104,7 @@ def options(arguments: Sequence[str]) -> Options:
     Raises:
         ConfigError: a key that there is not, or a value that does not fit it.
     """
-    given = Options()
+    chosen = Options()
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals:
@@ -116,10 +116,10 @@ def options(arguments: Sequence[str]) -> Options:
         if value is None:
             raise ConfigError(f"invalid {key}={text}: expected {expected}")
         if key in _PASSED:
-            given.extra += (argument,)
+            chosen.extra += (argument,)
         else:
-            setattr(given, key, value)
-    return given
+            setattr(chosen, key, value)
+    return chosen
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -133,37 +133,37 @@ def bench(arguments: Sequence[str]) -> int:
     """
     if not arguments or "=" in arguments[0]:
         raise ConfigError(f"bench takes a table; choose one of {', '.join(tables.names())}, or render")
-    given = options(arguments[1:])
+    chosen = options(arguments[1:])
     if arguments[0] == "render":
         from zerogate.bench.documents import write_documents
 
-        for path in write_documents(given.results, given.docs):
+        for path in write_documents(chosen.results, chosen.docs):
             print(f"wrote {path}")
         return 0
     table = tables.load(arguments[0])
-    if given.render or table.source is not None:
+    if chosen.render or table.source is not None:
         from zerogate.bench.documents import check_results
 
-        check_results(given.results)
-        if not given.render and table.command:
+        check_results(chosen.results)
+        if not chosen.render and table.command:
             print(f"{table.name} is only rendered here; its figures come from: {table.command}")
-        return _render(table, given)
-    return _run(table, given)
+        return _render(table, chosen)
+    return _run(table, chosen)
 
 
-def _render(table: Table, given: Options) -> int:
+def _render(table: Table, chosen: Options) -> int:
     from zerogate.bench.documents import rendered, write_table
 
-    shown, problems = rendered(table, given.results)
+    shown, problems = rendered(table, chosen.results)
     for problem in problems:
         print(problem, file=sys.stderr)
     print(shown.markdown())
-    for path in write_table(shown, given.output / table.name):
+    for path in write_table(shown, chosen.output / table.name):
         print(f"wrote {path}")
     return 0
 
 
-def _run(table: Table, given: Options) -> int:
+def _run(table: Table, chosen: Options) -> int:
     import torch
 
     from zerogate.bench.jobs import jobs
@@ -171,22 +171,22 @@ def _run(table: Table, given: Options) -> int:
     from zerogate.bench.run import TableRun
     from zerogate.modules.run import usable_cores
 
-    cuda = torch.cuda.is_available() and "trainer.accelerator=cpu" not in given.extra
+    cuda = torch.cuda.is_available() and "trainer.accelerator=cpu" not in chosen.extra
     profile = "cuda" if cuda else "cpu"
-    seeds = range(given.seeds or table.seeds[profile])
-    asked = jobs(table, profile, seeds, given.budget, given.epochs, given.only, given.limit, given.precision)
+    seeds = range(chosen.seeds or table.seeds[profile])
+    asked = jobs(table, profile, seeds, chosen.budget, chosen.epochs, chosen.only, chosen.limit, chosen.precision)
     cores = usable_cores()
-    workers = 1 if table.alone else given.workers or (min(cores, 8) if cuda else cores)
+    workers = 1 if table.alone else chosen.workers or (min(cores, 8) if cuda else cores)
     threads = 1 if table.alone else max(1, cores // workers)
-    run = TableRun(asked, Records(given.results / "records"), given.output, workers, threads, given.extra,
+    run = TableRun(asked, Records(chosen.results / "records"), chosen.output, workers, threads, chosen.extra,
                    say=lambda line: print(line, flush=True))  # fmt: skip
     print(f"{table.title}: {len(asked)} runs, {len(asked) - len(run.tasks)} recorded, {workers} at once"
-          + (f", budget {given.budget:g}" if given.budget != 1 else ""), flush=True)  # fmt: skip
+          + (f", budget {chosen.budget:g}" if chosen.budget != 1 else ""), flush=True)  # fmt: skip
     run.run()
     if run.signum is not None:
         print("stopped; the same command goes on")
         return 128 + run.signum
-    _render(table, given)
+    _render(table, chosen)
     if run.failed:
         first = next(iter(run.failed.values()))
         raise ConfigError(f"{len(run.failed)} of {len(asked)} runs failed, such as {first}; mend it and give the same "

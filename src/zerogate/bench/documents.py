@@ -29,8 +29,8 @@ def rendered(table: Table, results: Path) -> tuple[Rendered, list[str]]:
     """A table from the records under `results`, and a line for each of these that cannot be used."""
     if table.source is not None:
         return older.render(table, results), []
-    found = Records(results / "records").find(table.name)
-    return render(table, found.records), found.problems
+    of_table = Records(results / "records").find(table.name)
+    return render(table, of_table.records), of_table.problems
 
 
 def write_table(table: Rendered, folder: Path, markdown: bool = True) -> list[Path]:
@@ -145,10 +145,10 @@ def _documents(results: Path, docs: Path) -> tuple[dict[Path, str], list[tuple[R
                           "an installed package: run this in a clone, or give docs=DIR")  # fmt: skip
     check_results(results)
     definitions = [tables.load(name) for name in ORDER]
-    found = [rendered(table, results) for table in definitions]
-    shown = [table for table, _ in found]
+    pairs = [rendered(table, results) for table in definitions]
+    shown = [table for table, _ in pairs]
     part = readme_results(definitions, shown, docs.name)
-    return {docs / "results.md": results_page(shown), readme: with_results(readme.read_text(), part)}, found
+    return {docs / "results.md": results_page(shown), readme: with_results(readme.read_text(), part)}, pairs
 
 
 def check_results(results: Path) -> None:
@@ -164,9 +164,9 @@ def write_documents(results: Path, docs: Path) -> list[Path]:
     Returns:
         The files.
     """
-    texts, found = _documents(results, docs)
+    texts, pairs = _documents(results, docs)
     written = []
-    for table, problems in found:
+    for table, problems in pairs:
         for problem in problems:
             print(problem)
         if table.sections:

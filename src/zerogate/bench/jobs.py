@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from zerogate.bench.records import digest
 from zerogate.bench.table import REFERENCE, Plain, Row, Table
 from zerogate.errors import ConfigError
-from zerogate.training.config import compose as settings
+from zerogate.training.config import compose as config_files
 from zerogate.training.config import moved
 
-NEUTRAL_KEYS = (*settings.NEUTRAL["tickets"], "name", "trainer.accelerator")
+NEUTRAL_KEYS = (*config_files.NEUTRAL["tickets"], "name", "trainer.accelerator")
 """Keys of a configuration that decide no result: what a resumed search may change, and what the run is called and on which
 device it is computed."""
 PATHS = (*NEUTRAL_KEYS, "init_from", "model.source")
@@ -106,18 +106,18 @@ def jobs(table: Table, profile: str, seeds: Sequence[int], budget: float = 1.0, 
     rows = [row for row in of_profile if any(fnmatch.fnmatch(row.id, pattern) for pattern in only.split(","))]
     if not rows:
         raise ConfigError(f"only={only} matches no row of {table.name}; it has {', '.join(r.id for r in table.rows)}")
-    known: dict[tuple[str, int], Job] = {}
+    by_row_and_seed: dict[tuple[str, int], Job] = {}
 
     def add(row: Row, seed: int) -> Job:
-        if (row.id, seed) not in known:
+        if (row.id, seed) not in by_row_and_seed:
             needs = tuple(add(table.row(name), seed) for name in row.needs())
-            known[row.id, seed] = _job(table, row, seed, request, needs)
-        return known[row.id, seed]
+            by_row_and_seed[row.id, seed] = _job(table, row, seed, request, needs)
+        return by_row_and_seed[row.id, seed]
 
     for seed in seeds:
         for row in rows:
             add(row, seed)
-    return list(known.values())
+    return list(by_row_and_seed.values())
 
 
 def _job(table: Table, row: Row, seed: int, request: _Request, needs: tuple[Job, ...]) -> Job:
@@ -179,12 +179,12 @@ def fill(text: str, folders: Mapping[str, str], figures: Mapping[str, Plain]) ->
 
 def compose(kind: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration of a run of that kind."""
-    return settings.compose(overrides, "tickets" if kind == "tickets" else "train")
+    return config_files.compose(overrides, "tickets" if kind == "tickets" else "train")
 
 
 @functools.cache
 def _composed(kind: str, overrides: tuple[str, ...]) -> dict[str, object]:
-    return settings.leaves(compose(kind, overrides))
+    return config_files.leaves(compose(kind, overrides))
 
 
 def _whole_epochs(value: object) -> int:

@@ -17,11 +17,11 @@ from zerogate.bench.jobs import PATHS, compose
 from zerogate.bench.records import curve_of
 from zerogate.bench.table import Plain
 from zerogate.cost import stopwatch
-from zerogate.training import build as building
-from zerogate.training import ticket_search as searches
-from zerogate.training import train as runs
-from zerogate.training.config import compose as settings
+from zerogate.training.build import dense_cost, load_data
+from zerogate.training.config.compose import leaves, load
 from zerogate.training.run_folder import Run
+from zerogate.training.ticket_search import search
+from zerogate.training.train import train
 
 Numbers = dict[str, Any]
 """Figures by name: numbers, widths by layer, lists of numbers."""
@@ -68,17 +68,17 @@ def _configured(folder: Path, overrides: Sequence[str], extra: Sequence[str], ki
 
 
 def _train(work: Work) -> Outcome:
-    result = runs.train(_configured(work.folder, [*work.overrides, f"seed={work.seed}"], work.extra))
+    result = train(_configured(work.folder, [*work.overrides, f"seed={work.seed}"], work.extra))
     run = Run(work.folder)
     return Outcome(_figures(work, run, result), _curve(run), _config(run))
 
 
 def _tickets(work: Work) -> Outcome:
     config = _configured(work.folder, [*work.overrides, f"seed={work.seed}"], work.extra, "tickets")
-    result = searches.search(config)
+    result = search(config)
     run = Run(work.folder)
-    kept = ("remaining", "gated_weights", "remaining_weights", "history", "epochs", "file_bytes", "dense_bytes")
-    figures = _of_result(result) | {key: result[key] for key in kept if key in result}
+    names = ("remaining", "gated_weights", "remaining_weights", "history", "epochs", "file_bytes", "dense_bytes")
+    figures = _of_result(result) | {key: result[key] for key in names if key in result}
     figures["total_epochs"] = result.get("epochs", work.total_epochs)
     return Outcome(figures, _curve(Run(run.folder / "ticket")), _config(run))
 
@@ -92,11 +92,11 @@ def _torch_pruning(work: Work) -> Outcome:
         first = [*own, "model._target_=zerogate.bench.learner", f"init_from={source}"]
         first.append(f"trainer.max_epochs={options['learn']}")
         with torch_pruning.sparse_learning(float(options["strength"])):
-            runs.train(_configured(learned, first, work.extra))
+            train(_configured(learned, first, work.extra))
         source = str(learned)
     own += ["model._target_=zerogate.bench.pruned_network", f"+model.source={source}"]
     own += [f"+model.{key}={options[key]}" for key in ("params", "macs") if key in options]
-    result = runs.train(_configured(work.folder, own, work.extra))
+    result = train(_configured(work.folder, own, work.extra))
     run = Run(work.folder)
     return Outcome(_figures(work, run, result), _curve(run), _config(run))
 
@@ -129,13 +129,13 @@ def _of_result(result: Plain) -> Numbers:
 def _figures(work: Work, run: Run, result: Plain) -> Numbers:
     """The figures of a trained network: those of result.json, its widths, and its latency beside
     the dense network's."""
-    config = settings.load(run.config)
-    images = building.load_data(config)
+    config = load(run.config)
+    images = load_data(config)
     small = networks.network_of(run, images)
     torch.manual_seed(0)
     dense = networks.dense_network(config, images.num_classes, images.shape).eval()
     figures = _of_result(result) | {"total_epochs": work.total_epochs}
-    cost = building.dense_cost(dense, torch.zeros(2, *images.shape))
+    cost = dense_cost(dense, torch.zeros(2, *images.shape))
     figures |= {f"dense_{key}": value for key, value in cost.items()}
     figures |= {f"density_{key}": figures[key] / value for key, value in cost.items() if value and key in figures}
     figures |= {"widths": networks.widths(small), "dense_widths": networks.widths(dense)}
@@ -148,11 +148,11 @@ def _latencies(small: nn.Module, dense: nn.Module, shape: Sequence[int], channel
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for network in (small, dense):
         network.to(device=device, memory_format=layout)  # type: ignore[call-overload]  # the stubs forget it
-    found = {}
+    ratios = {}
     for batch in (1, 64):
         x = torch.randn(batch, *shape, device=device).contiguous(memory_format=layout)
-        found[f"latency_b{batch}"] = stopwatch.latency_ratio(small, dense, x, rounds=20)
-    return found
+        ratios[f"latency_b{batch}"] = stopwatch.latency_ratio(small, dense, x, rounds=20)
+    return ratios
 
 
 def _curve(run: Run) -> list[str]:
@@ -167,5 +167,4 @@ def _curve(run: Run) -> list[str]:
 
 def _config(run: Run) -> dict[str, object]:
     """Every value of the configuration that means something on other machines, too."""
-    leaves = settings.leaves(settings.load(run.config))
-    return {key: value for key, value in leaves.items() if key not in PATHS}
+    return {key: value for key, value in leaves(load(run.config)).items() if key not in PATHS}

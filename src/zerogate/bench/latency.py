@@ -38,9 +38,9 @@ def figures(
     sparse = zerogate.sparsify(model, torch.randn(2, *shape, device=device))
     with torch.no_grad():
         for group in sparse.groups:
-            kept = max(1, round(density * group.units))
+            n_open = max(1, round(density * group.units))
             is_open = torch.zeros(group.units, dtype=torch.bool)
-            is_open[torch.randperm(group.units)[:kept]] = True
+            is_open[torch.randperm(group.units)[:n_open]] = True
             sparse.logits[group.slice] = torch.where(is_open, 8.0, -8.0).to(sparse.logits)
     small = sparse.compact().eval()
     built = built_like(small, copy.deepcopy(dense)).to(device).eval()

@@ -15,8 +15,8 @@ from zerogate.data import ImageData
 from zerogate.errors import ZerogateError
 from zerogate.models.layers import init_kaiming
 from zerogate.modules.internals import BATCH_NORM, CONVOLUTION
-from zerogate.training import build as building
-from zerogate.training.config import compose as settings
+from zerogate.training.build import make_model
+from zerogate.training.config.compose import load
 from zerogate.training.run_folder import Run, load_weights
 
 Widths = dict[str, list[int]]
@@ -35,10 +35,10 @@ def dense_network(config: DictConfig, num_classes: int, shape: tuple[int, int, i
 
 def network_of(run: Run, images: ImageData) -> nn.Module:
     """The network that a finished run ends with, without its closed parts, on the CPU in evaluation mode."""
-    config = settings.load(run.config)
+    config = load(run.config)
     if run.compact.is_file():
         return zerogate.load(run.compact, lambda: dense_network(config, images.num_classes, images.shape)).eval()
-    model = building.make_model(config, images)
+    model = make_model(config, images)
     load_weights(model, run.folder)
     return model.eval()
 

@@ -162,7 +162,7 @@ def _comparison(source: Plain, folder: Path) -> tuple[list[Section], list[str]]:
     lines = []
     for row in record["rows"]:
         name = f"{row['kind']}_{1.0 if row['density'] is None else row['density']:g}"
-        figures = [found | {"total_epochs": found["epochs"]} for key, found in record["searches"].items()
+        figures = [search | {"total_epochs": search["epochs"]} for key, search in record["searches"].items()
                    if key.rpartition("_")[0] == name]  # fmt: skip
         cells = {column: columns.value(column, figures) for column in source["columns"]}
         label = _WORDS.get(row["kind"], row["kind"])

@@ -106,13 +106,13 @@ class Records:
 
     def find(self, table: str) -> TableRecords:
         """All records of a table; damaged ones are named and left out."""
-        found = TableRecords()
+        of_table = TableRecords()
         for path in sorted((self.folder / table).glob("*.json"), key=lambda path: path.stem):
             try:
-                found.records.append(read(path))
+                of_table.records.append(read(path))
             except ZerogateError as error:
-                found.problems.append(str(error))
-        return found
+                of_table.problems.append(str(error))
+        return of_table
 
     def add(self, record: Mapping[str, object]) -> Path:
         """Writes a record to a file of its own, whole or not at all; no other file is touched.

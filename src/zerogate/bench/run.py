@@ -35,10 +35,10 @@ class TableRun:
         self.workers, self.threads, self.extra, self.say = workers, threads, tuple(extra), say
         self.failed: dict[str, str] = {}
         self.signum: int | None = None
-        found = records.find(self.jobs[0].table)
-        for problem in found.problems:
+        of_table = records.find(self.jobs[0].table)
+        for problem in of_table.problems:
             say(problem)
-        recorded = found.by_digest()
+        recorded = of_table.by_digest()
         self.tasks: list[JobTask] = []
         for job in reversed(self.jobs):
             task = self.task(job, job.digest in recorded)

@@ -111,13 +111,13 @@ def parse(name: str, content: Plain) -> Table:
     """A table from what its file holds.
 
     Raises:
-        ConfigError: a key that is not known, a row without id, one that is there twice or needs one that is not.
+        ConfigError: a key that is not keys, a row without id, one that is there twice or needs one that is not.
     """
     content = dict(content)
     rows = tuple(row for entry in content.pop("rows", ()) for row in _rows(name, entry))
-    known = set(Table.__dataclass_fields__) - {"name", "rows"}
-    if content.keys() - known:
-        raise ConfigError(f"table {name} has no key {min(content.keys() - known)!r}; it has {', '.join(sorted(known))}")
+    keys = set(Table.__dataclass_fields__) - {"name", "rows"}
+    if content.keys() - keys:
+        raise ConfigError(f"table {name} has no key {min(content.keys() - keys)!r}; it has {', '.join(sorted(keys))}")
     content |= {key: tuple(content[key]) for key in ("columns", "notes", "smallest") if key in content}
     table = Table(name=name, rows=rows, **content)
     ids = [row.id for row in rows]
@@ -131,9 +131,9 @@ def parse(name: str, content: Plain) -> Table:
 
 def _rows(table: str, entry: Plain) -> list[Row]:
     """One row for each set of values in `each`; without any, one row."""
-    known = set(Row.__dataclass_fields__) | {"each"}
-    if entry.keys() - known:
-        raise ConfigError(f"a row of table {table} has no key {min(entry.keys() - known)!r}; it has {sorted(known)}")
+    keys = set(Row.__dataclass_fields__) | {"each"}
+    if entry.keys() - keys:
+        raise ConfigError(f"a row of table {table} has no key {min(entry.keys() - keys)!r}; it has {sorted(keys)}")
     rows = []
     for values in entry.get("each", [{}]):
         filled = {key: _fill(value, values) for key, value in entry.items() if key != "each"}

@@ -101,18 +101,18 @@ def pruned_network(source: str, network: str, params: float | None = None, macs:
 @torch.no_grad()
 def _macs(model: nn.Module, example: torch.Tensor) -> int:
     """MACs of convolutions and linear layers for one example, from the shapes that a forward makes."""
-    found = [0]
+    macs = [0]
 
     def count(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
         weight = layer.get_parameter("weight")
-        found[0] += output[0, 0].numel() * weight.numel() if output.ndim > 2 else weight.numel()
+        macs[0] += output[0, 0].numel() * weight.numel() if output.ndim > 2 else weight.numel()
 
     layers = [m for m in model.modules() if isinstance(m, (CONVOLUTION, nn.Linear))]
     handles = [layer.register_forward_hook(count) for layer in layers]
     model(example[:1])
     for handle in handles:
         handle.remove()
-    return found[0]
+    return macs[0]
 
 
 _learners: list[nn.Module] = []
@@ -132,7 +132,7 @@ def learner(network: str, num_classes: int = 10, in_channels: int = 3) -> nn.Mod
 
 @contextmanager
 def sparse_learning(strength: float, shape: tuple[int, int, int] = (3, 32, 32)) -> Iterator[None]:
-    """Within it, Torch-Pruning's group-norm penalty is added to the gradients of the latest `learner` before every step.
+    """While it is open, Torch-Pruning's group-norm penalty is added to the latest `learner`'s gradients before every step.
 
     Args:
         strength: the penalty's weight. shape: of an image.

@@ -48,7 +48,7 @@ class JobTask(Task):
 
     @property
     def epochs(self) -> int:  # type: ignore[override]
-        """Of its own training."""
+        """How many it trains itself."""
         return self.job.epochs
 
     @property
@@ -92,9 +92,9 @@ class JobTask(Task):
         from zerogate.bench.kinds import Work, carry_out  # here, since it imports what only a run needs
 
         job = self.job
-        known = self.records.find(job.table).by_digest()
+        recorded = self.records.find(job.table).by_digest()
         folders = {need.row.id: str(folder_of(self.outputs, need)) for need in job.needs}
-        figures = {need.row.id: known[need.digest]["figures"] for need in job.needs if need.digest in known}
+        figures = {need.row.id: recorded[need.digest]["figures"] for need in job.needs if need.digest in recorded}
 
         packages = ("pytorch-lightning", "torch-pruning")[: 2 if job.row.kind == "torch_pruning" else 1]
         origin = provenance.origin(*packages)  # now: the source may change while the run goes on

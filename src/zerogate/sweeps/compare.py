@@ -21,11 +21,11 @@ from zerogate.sweeps.local import Processes, ThisProcess
 from zerogate.sweeps.summary import ComparisonFolder, read_result, summarise
 from zerogate.tickets.time import Time
 from zerogate.training import provenance
-from zerogate.training import train as runs
 from zerogate.training.callbacks.files import StoppedError
-from zerogate.training.config import compose as settings
+from zerogate.training.config.compose import check, command_of, compose, load, resumed, time_of
 from zerogate.training.run_folder import Run
 from zerogate.training.ticket_search import search
+from zerogate.training.train import default_folder
 
 OWN_KEYS = ("output", "resume", "overwrite", "seed", "trainer.progress")
 """Keys that a comparison gives each of its searches itself."""
@@ -65,10 +65,10 @@ class Search(Task):
     def work(self) -> None:
         """Begins it or goes on with it; nobody sees what it prints."""
         resume = [f"resume={self.folder}"] if Run(self.folder).config.is_file() else []
-        given = [*self.overrides, "trainer.progress=none", f"output={self.folder}", *resume]
+        overrides = [*self.overrides, "trainer.progress=none", f"output={self.folder}", *resume]
         with redirect_stdout(io.StringIO()):
             try:
-                search(settings.compose(given, "tickets"))
+                search(compose(overrides, "tickets"))
             except ZerogateError as error:
                 raise ZerogateError(f"{self.name}: {error}") from error
 
@@ -87,13 +87,13 @@ def compare(config: DictConfig) -> dict[str, Any]:
         OSError: the folder cannot be written.
         StoppedError: SIGTERM or Ctrl-C; `resume` goes on, also with the searches that were under way.
     """
-    if settings.command_of(config) != "compare":
+    if command_of(config) != "compare":
         raise ConfigError('this configuration is of another command; compose it with compose(overrides, "compare")')
-    settings.check(config)
+    check(config)
     provenance.commit()  # remembered: the source may change while this goes on
-    folder, config, overrides, resumed = open_or_resume(config)
+    folder, config, overrides, goes_on = open_or_resume(config)
     searches = searches_of(config, overrides, folder.folder)
-    if resumed:
+    if goes_on:
         folder.save_config(config)
     else:
         folder.begin(config)
@@ -106,17 +106,17 @@ def compare(config: DictConfig) -> dict[str, Any]:
 def open_or_resume(config: DictConfig) -> tuple[ComparisonFolder, DictConfig, list[str], bool]:
     """The folder, the configuration, the overrides that its searches share, and whether the comparison goes on."""
     if not config.resume:
-        folder = ComparisonFolder(config.output or runs.default_folder(config.name))
+        folder = ComparisonFolder(config.output or default_folder(config.name))
         folder.check_free(config.overwrite)
         return folder, config, list(config.overrides), False
     if config.overwrite:
         raise ConfigError("resume and overwrite=true contradict each other; give one of them")
     folder = ComparisonFolder(Run.of(config.resume).folder)
-    stored = settings.load(folder.config)
-    command = settings.command_of(stored)
+    stored = load(folder.config)
+    command = command_of(stored)
     if command != "compare":
         raise ConfigError(f"{folder} is of zerogate {command}; go on with zerogate {command} resume={folder}")
-    return folder, settings.resumed(config, folder.folder, stored), [*stored.overrides, *config.overrides], True
+    return folder, resumed(config, folder.folder, stored), [*stored.overrides, *config.overrides], True
 
 
 # which searches
@@ -140,7 +140,7 @@ def searches_of(config: DictConfig, overrides: Sequence[str], folder: Path = Pat
     epochs: dict[str, int] = {}
     for kind in dict.fromkeys(asked.kinds):
         own = [text for text in shared if _key(text) != "search.rounds"]
-        rounds = settings.compose([*own, f"ticket={kind}"], "tickets").search.rounds
+        rounds = compose([*own, f"ticket={kind}"], "tickets").search.rounds
         if rounds == 0:  # one stage, as long as is fair
             length = _length(config, asked.equal == "search")
             kinds[kind] = [*own, f"ticket={kind}", f"search.final_length={length}"]
@@ -148,15 +148,15 @@ def searches_of(config: DictConfig, overrides: Sequence[str], folder: Path = Pat
             length = _length(config, with_rounds=True)
             kinds[kind] = [*shared, f"ticket={kind}"]
         epochs[kind] = max(length.epochs, 1)
-    found: dict[str, Search] = {}
+    searches: dict[str, Search] = {}
     for seed in range(config.seed, config.seed + asked.seeds):
         for density in dict.fromkeys(asked.densities):
             for kind, own in kinds.items():
                 share = None if kind == "dense" else density
                 stated = [] if share is None else [f"search.density={share}"]
                 one = Search(kind, share, seed, (*own, f"seed={seed}", *stated), folder, epochs[kind])
-                found.setdefault(one.name, one)
-    return list(found.values())
+                searches.setdefault(one.name, one)
+    return list(searches.values())
 
 
 def _key(override: str) -> str:
@@ -166,8 +166,8 @@ def _key(override: str) -> str:
 def _length(config: DictConfig, with_rounds: bool) -> Time:
     """How long a ticket is trained, with or without the rounds of its search."""
     asked = config.search
-    each = settings.time_of(asked.length or config.trainer.max_epochs)
-    last = each if asked.final_length is None else settings.time_of(asked.final_length)
+    each = time_of(asked.length or config.trainer.max_epochs)
+    last = each if asked.final_length is None else time_of(asked.final_length)
     rounds = asked.rounds if with_rounds else 0
     return Time(rounds * each.epochs + last.epochs, rounds * each.iterations + last.iterations)
 
@@ -210,8 +210,8 @@ def _failure(ended: Ended, folder: Run) -> str:
 
 
 def _line(ended: Ended, report: Report) -> str:
-    result, left = read_result(ended.task.folder), int(report.seconds_left)
+    result, seconds = read_result(ended.task.folder), int(report.seconds_left)
     return (
         f"{ended.task.name}  test {result['test_accuracy']:.2%} with {result['remaining']:.1%} remaining  "
-        f"{ended.seconds:.0f} s  about {left // 60}:{left % 60:02d} left"
+        f"{ended.seconds:.0f} s  about {seconds // 60}:{seconds % 60:02d} left"
     )

@@ -67,11 +67,11 @@ class Processes:
     def report(self, ended: Sequence[Ended] = (), stopping: bool = False) -> Report:
         """Where the sweep is now."""
         running = tuple(each.task for each in self._running)
-        left, uncounted = seconds_left(running, self._waiting, self._pace, self.workers)
-        return Report(tuple(ended), running, tuple(self._taken), len(self._waiting), left, uncounted, stopping)
+        seconds, uncounted = seconds_left(running, self._waiting, self._pace, self.workers)
+        return Report(tuple(ended), running, tuple(self._taken), len(self._waiting), seconds, uncounted, stopping)
 
     def _pace(self, task: Task) -> float | None:
-        """Of tasks that have ended, or else of those that run."""
+        """Seconds for an epoch of such a task, from those that have ended, or else from those that run."""
         now = Paces()
         for running in self._running:
             if (done := running.task.epochs_done() - running.epochs_before) > 0:
@@ -141,7 +141,7 @@ class Processes:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Within it, SIGTERM and Ctrl-C stop the sweep. Threads cannot receive signals; there, nothing changes."""
+        """While it is open, SIGTERM and Ctrl-C stop the sweep. Threads cannot receive signals; there, nothing changes."""
         previous = {}
         if threading.current_thread() is threading.main_thread():
             previous = {signum: signal.signal(signum, self._stop) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -177,8 +177,8 @@ class ThisProcess:
             except StoppedError as stop:
                 self.signum = stop.signum
                 return
-            seconds = time.monotonic() - begun
-            self.paces.add(task, seconds, task.epochs - before)
+            took = time.monotonic() - begun
+            self.paces.add(task, took, task.epochs - before)
             waiting = tasks[number:]
-            left, uncounted = seconds_left((), waiting, self.paces.of, workers=1)
-            yield Report((Ended(task, "done", seconds),), (), (), len(waiting), left, uncounted)
+            seconds, uncounted = seconds_left((), waiting, self.paces.of, workers=1)
+            yield Report((Ended(task, "done", took),), (), (), len(waiting), seconds, uncounted)

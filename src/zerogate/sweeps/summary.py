@@ -46,10 +46,10 @@ class ComparisonFolder(Run):
 
     def files(self) -> list[Path]:
         """Every file of the comparison and of its searches."""
-        found = [path for path in self.own.values() if path.exists()]
+        files = [path for path in self.own.values() if path.exists()]
         for path in sorted(self.folder.glob("*_*_*/config.yaml")):
-            found += Run(path.parent).files()
-        return super().files() + found
+            files += Run(path.parent).files()
+        return super().files() + files
 
 
 def read_result(folder: Path) -> Result:
