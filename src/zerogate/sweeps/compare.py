@@ -206,7 +206,8 @@ def _failure(ended: Ended, folder: Run) -> str:
             f"a process was killed, perhaps for want of memory; go on with fewer: zerogate compare resume={folder} "
             "compare.workers=1"
         )
-    return ended.reason
+    name = f"{ended.task.name}: "
+    return ended.reason if ended.reason.startswith(name) else name + ended.reason
 
 
 def _line(ended: Ended, report: Report) -> str:

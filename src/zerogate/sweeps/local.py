@@ -85,7 +85,7 @@ class Processes:
         begun = False
         undone = {task.name for task in [*self._waiting, *self._taken, *(each.task for each in self._running)]}
         for task in list(self._waiting):
-            if len(self._running) >= self.workers:
+            if len(self._running) >= self.workers or self.signum is not None:
                 break
             if undone.isdisjoint(task.needs):
                 self._waiting.remove(task)

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnC
 
 import torch
 
-from zerogate.errors import ZerogateError
+from zerogate.errors import ZerogateError, class_and_line, one_line
 from zerogate.sweeps.engine import TakenError, Task
 from zerogate.training.callbacks.files import StoppedError
 
@@ -122,13 +121,13 @@ def _work(task: Task, threads: int, tell: Connection) -> None:
     except TakenError:
         sys.exit(TAKEN)
     except (ZerogateError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if task.log is not None:
             print(f"zerogate: error: {reason}", file=sys.stderr)
         tell.send(reason)
         sys.exit(FAILED)
     except Exception as error:
-        tell.send(" ".join(traceback.format_exception_only(error)[-1].split()))
+        tell.send(class_and_line(error))
         raise
 
 
