@@ -1,8 +1,10 @@
-"""Running a model on example inputs: in the form in which they are given, without touching random numbers, in float64."""
+"""Running a model on example inputs: in the form in which they are given, without touching random numbers, in float64; and
+the cores there are to run on."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """What one forward takes: a tensor, positional arguments or keyword arguments."""
+
+
+def usable_cores() -> int:
+    """The number of CPU cores that this process may use; all of the machine's where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def call(model: nn.Module, inputs: Inputs) -> object:
