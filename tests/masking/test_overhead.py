@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 import zerogate as zg
 from support import Residual
-from zerogate.masking.activations import Products
+from zerogate.gates import fused
+from zerogate.masking.activations import ScaleChannels
 
 HOST_READS = {"_local_scalar_dense", "is_nonzero", "item", "nonzero", "masked_select", "equal", "tolist"}
 X = (4, 2, 5, 5)
@@ -285,7 +286,7 @@ def test_a_gate_of_ones_own_is_asked() -> None:
     model, x = Residual(), torch.randn(X)
     sparse = zg.sparsify(model, x, gate=Squared())
     torch.manual_seed(0)
-    z, p, _ = sparse.gate.drawn(sparse.logits, False)
+    z, p, _ = fused.draw(sparse.gate, sparse.logits)
     torch.manual_seed(0)
     torch.testing.assert_close(z, zg.HardConcrete().sample(sparse.logits).square())
     assert p is None
@@ -342,7 +343,7 @@ def test_products_with_activations(layout: Any, kind: torch.dtype) -> None:
         x = x.contiguous(memory_format=layout)
     shape = [3, *[1] * (x.ndim - 1)]
     shape[dim] = 4
-    times = Products()
+    times = ScaleChannels()
     given = [x.to(kind).requires_grad_(), z.to(kind).requires_grad_()]
     product = times(*given, dim)
     plain = given[0] * given[1].view(shape)
@@ -362,7 +363,7 @@ def test_products_with_activations(layout: Any, kind: torch.dtype) -> None:
 def test_a_product_is_two_calls_where_channels_lie_together() -> None:
     for layout, most in ((torch.contiguous_format, 2), (torch.channels_last, 3)):
         x, z = torch.randn(3, 4, 2, 2).contiguous(memory_format=layout).requires_grad_(), torch.rand(3, 4)
-        grad, times = torch.ones_like(x), Products()
+        grad, times = torch.ones_like(x), ScaleChannels()
         times(x, z.requires_grad_(), 1)  # makes its constants
         with Calls() as calls:
             torch.autograd.grad(times(x, z, 1), (x, z), grad)
@@ -393,7 +394,7 @@ def test_per_example_closed_forms_are_the_plain_ops(
 
 
 def test_draws_of_soft_weight_masks_may_wait_for_their_backward_pass() -> None:
-    """The room for open probabilities is written to again by every draw, and then computed once more for earlier ones."""
+    """The scratch buffer of open probabilities is overwritten by every draw; earlier ones are computed once more."""
     grads = []
     for together in (False, True):
         torch.manual_seed(0)
@@ -412,7 +413,7 @@ def test_draws_of_soft_weight_masks_may_wait_for_their_backward_pass() -> None:
         grads.append([p.grad for p in (sparse.logits, *model.parameters())])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert copy.deepcopy(sparse).gate._room is None
+    assert sparse.gate in fused._scratch and copy.deepcopy(sparse).gate not in fused._scratch
 
 
 # --- what runs around gates -------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import ZerogateError, no_weights
-from zerogate.gates.gate import Again, Gate
-from zerogate.masking.activations import Products, Spread
-from zerogate.masking.fused_weights import MaskWeights, rounds
+from zerogate.gates import fused
+from zerogate.gates.fused import Recompute
+from zerogate.masking.activations import ScaleChannels, Spread
+from zerogate.masking.fused_weights import MaskWeights, weight_batches
 from zerogate.masking.placement import Placement
 from zerogate.masking.recomputation import Draw, DrawHistory
 from zerogate.modules.internals import must_stay_traceable, parameters_of, saves_tensors_itself, version_of
@@ -45,14 +46,14 @@ class GatedForward:
         self.places: list[tuple[nn.Module, str]] = []
         self._model, self._norms, self._placements = sparse.model, sparse.structure.norms, placements
         self._lengths = [len(p.units) for p in placements]
-        self._rounds = rounds(placements, self.names, shapes, len(sparse.logits))
+        self._batches = weight_batches(placements, self.names, shapes, len(sparse.logits))
         alike: dict[tuple[int, ...], int] = {}  # the first placement of the same units
         self._alike = [
             alike.setdefault(tuple(p.units.tolist()), i) for i, p in enumerate(placements if per_example else ())
         ]
-        self.times = Products()  # of activations and gates
+        self.times = ScaleChannels()  # of activations and gates
         # open probabilities of the last draw, how to have them again, and of which state they are
-        self._open: tuple[Tensor, Again | None, list[int]] | None = None
+        self._open: tuple[Tensor, Recompute | None, list[int]] | None = None
         # every weight times its gates; or per example, the gates of every placement
         self._drawn: list[Tensor] | None = None
         self._statistics: list[Tensor] = []
@@ -84,7 +85,7 @@ class GatedForward:
             )
         random, again = self._model.training and not self.sparse.settled, None
         if random:
-            z, p, again = gate.drawn(logits, self.sparing, examples)
+            z, p, again = fused.draw(gate, logits, economical=self.sparing, examples=examples)
             self._open = None if p is None else (p, again, self._versions())
         else:
             z = gate.mask(logits)
@@ -99,15 +100,15 @@ class GatedForward:
         known, self._open = self._open, None
         gate, logits = self.sparse.gate, self.sparse.logits
         p, again = known[:2] if known is not None and known[2] == self._versions() else (None, None)
-        if movable and type(gate).movable_probability is not Gate.movable_probability:
-            return gate.movable_probability(logits, p)
-        return gate.likely(logits, p, self.sparing, again)
+        if movable:
+            return fused.movable_probability(gate, logits, p)
+        return fused.open_probability(gate, logits, p, again, economical=self.sparing)
 
     def _versions(self) -> list[int]:
         logits = self.sparse.logits
         return [id(logits), *(version_of(x) for x in (logits, *self.sparse.gate.buffers()))]
 
-    def _spread(self, z: Tensor, random: bool, again: Again | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def _spread(self, z: Tensor, random: bool, again: Recompute | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """What layers and norms use of gates z, [units] or [examples, units]."""
         if z.ndim == 1:
             # not getattr: that may find a shadow
@@ -117,15 +118,14 @@ class GatedForward:
             drawn = self._by_example(z)
         return drawn, self._norm_weights(z, random) if self._norms else []
 
-    def masked_weights(self, z: Tensor, weights: Sequence[Tensor], again: Again | None = None) -> list[Tensor]:
+    def masked_weights(self, z: Tensor, weights: Sequence[Tensor], again: Recompute | None = None) -> list[Tensor]:
         """The gated weights, given in the order of ``names``, times their gates, for z [units]; ``again`` computes z
         once more for the backward pass, which then does not keep it."""
         if not must_stay_traceable():
             found, z_again = list(weights), None if again is None else again.z
-            for lies in self._rounds:
-                lies.to(z.device)
-                numbers = [x.weight for x in lies.layers]
-                masked = MaskWeights.apply(lies, z_again, z, *(found[i] for i in numbers))
+            for batch in self._batches:
+                numbers = [x.weight for x in batch.slots]
+                masked = MaskWeights.apply(batch, z_again, z, *(found[i] for i in numbers))
                 for number, w in zip(numbers, masked, strict=True):
                     found[number] = w
             return found
@@ -138,7 +138,7 @@ class GatedForward:
 
     def _by_example(self, z: Tensor) -> list[Tensor]:
         """Gates of every placement, [examples, channels], of gates z, [examples, units]."""
-        ungated = any(lies.ungated for lies in self._rounds)
+        ungated = any(batch.ungated for batch in self._batches)
         if must_stay_traceable():
             z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
             return list(z.index_select(1, self.sparse.index).split(self._lengths, 1))
