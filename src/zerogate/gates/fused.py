@@ -199,7 +199,9 @@ def _draw_hard_concrete(gate: HardConcrete, logits: Tensor, economical: bool, ex
         return (grad if examples is None else grad.sum(0)).mul_(spread / beta)
 
     def plain(logits: Tensor, saved: Tensor) -> Tensor:
-        return gate.stretch_and_clip(torch.sigmoid(s_of(saved).logit() + (logits - logits.detach()) / beta))
+        z = gate.stretch_and_clip(torch.sigmoid(s_of(saved).logit() + (logits - logits.detach()) / beta))
+        # s of a clipped gate is on the edge, up to rounding, and must stay without a gradient
+        return torch.where((saved > open_range[0]) & (saved < open_range[1]), z, z.detach())
 
     return DrawnGates(_differentiable(logits, z, (z if economical else s,), backward, plain), p)
 
@@ -210,7 +212,7 @@ def _draw_sigmoids(gate: HardConcrete, logits: Tensor, draws: int) -> Tensor:
 
     def make() -> tuple[Tensor, Tensor]:
         terms = logits.detach().new_full((draws + 1, len(logits)), -gate.temperature * gate.shift)
-        return terms, torch.tensor([1.0] * draws + [gate.temperature]).to(logits)
+        return terms, logits.new_tensor([1.0] * draws + [gate.temperature])
 
     key = draws, len(logits), logits.device, logits.dtype, gate.temperature, gate.low, gate.high
     terms, factors = _latest(_noise, gate, key, make)
