@@ -37,6 +37,9 @@ class Gate(nn.Module, ABC):
     scale = 1.0
     rate = 100.0
 
+    def __init__(self) -> None:  # no arguments: the command asks which ones a gate takes
+        super().__init__()
+
     @abstractmethod
     def initial_logits(self, units: int) -> Tensor:
         """The logits that training starts with, float32 [units]."""
