@@ -147,13 +147,17 @@ class Recompute:
         self, compute: Callable[[], Tensor], *inputs: Tensor, scale: float = 1.0, scratch: ScratchBuffer | None = None
     ) -> None:
         self._compute, self._scale, self._scratch = compute, scale, scratch
-        self._inputs, self._versions = inputs, [version_of(x) for x in inputs]
+        self._inputs = inputs
+        self._written = self._writes()
         if scratch is not None:
             scratch.draws += 1
             self._draw = scratch.draws
 
+    def _writes(self) -> list[int]:
+        return [version_of(x) for x in self._inputs if not x.is_inference()]
+
     def p(self) -> Tensor:
-        if [version_of(x) for x in self._inputs] != self._versions:
+        if self._writes() != self._written:
             raise RuntimeError(
                 "the gates were changed in place between a forward and its backward pass, which needs them as they were"
             )
