@@ -42,7 +42,7 @@ def test_per_example_products_are_shared(monkeypatch: pytest.MonkeyPatch) -> Non
                 model.get_submodule(name).register_forward_hook(lambda m, args, out: read.append(args[0]))
             torch.manual_seed(1)
             model(x).square().sum().backward()
-            assert not sparse._gating._products
+            assert not sparse._forward._products
             found.append([sparse.logits.grad, *(p.grad for p in model.parameters())])
     assert read[0] is read[1] is not read[2]
     for a, b in zip(*found, strict=True):

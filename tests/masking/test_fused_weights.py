@@ -186,21 +186,21 @@ def test_draws_of_soft_weight_masks_may_wait_for_their_backward_pass() -> None:
 
 # The batches by themselves.
 
-SHAPES = {"a": torch.Size([3, 4]), "b": torch.Size([4, 2, 3]), "c": torch.Size([5])}
+SHAPES = {"a": (3, 4), "b": (4, 2, 3), "c": (5,)}
 PLACEMENTS = {
     "channels": [
-        Placement("a", torch.tensor([2, -1, 0, 1]), (1, -1)),
-        Placement("b", torch.tensor([0, 1, 2, 2]), (-1, 1, 1)),
-        Placement("a", torch.tensor([1, 1, -1]), (-1, 1)),
+        Placement("a", torch.tensor([2, -1, 0, 1]), (3, 4), 1),
+        Placement("b", torch.tensor([0, 1, 2, 2]), (4, 2, 3), 0),
+        Placement("a", torch.tensor([1, 1, -1]), (3, 4), 0),
     ],
-    "weights": [Placement("c", torch.arange(5), (5,))],
+    "weights": [Placement("c", torch.arange(5), (5,), None)],
 }
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_a_batch_holds_each_weight_once_and_all_batches_hold_all(name: str) -> None:
     names = list(SHAPES)
-    batches = weight_batches(PLACEMENTS[name], names, SHAPES, 5)
+    batches = weight_batches(PLACEMENTS[name], names, 5)
     for batch in batches:
         numbers = [slot.weight for slot in batch.slots]
         assert len(set(numbers)) == len(numbers)
@@ -219,7 +219,7 @@ def test_masked_weights_and_their_gradients_are_plain_products(name: str, recomp
 
     def in_batches() -> Tensor:
         masked = [*weights.values()]
-        for batch in weight_batches(PLACEMENTS[name], [*SHAPES], SHAPES, 5):
+        for batch in weight_batches(PLACEMENTS[name], [*SHAPES], 5):
             numbers = [slot.weight for slot in batch.slots]
             again = (lambda: z.detach()) if recomputed else None
             for number, w in zip(
@@ -240,7 +240,7 @@ def test_masked_weights_and_their_gradients_are_plain_products(name: str, recomp
 
 
 def test_a_batch_is_copied_without_its_buffers() -> None:
-    (batch, _) = weight_batches(PLACEMENTS["channels"], [*SHAPES], SHAPES, 5)
+    (batch, _) = weight_batches(PLACEMENTS["channels"], [*SHAPES], 5)
     products = [torch.randn(SHAPES["a"]), torch.randn(SHAPES["b"])]
     summed = batch.sum_by_unit(products, torch.zeros(5))
     assert batch.total % CHUNK == 0

@@ -151,10 +151,10 @@ differ = 0
 for step in range(50):
     x, y = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
     drawn = []
-    hook = model.register_forward_pre_hook(lambda *_: drawn.append([w.detach() for w in sparse._gating._drawn]))
+    hook = model.register_forward_pre_hook(lambda *_: drawn.append([w.detach() for w in sparse._forward._drawn.masked]))
     out, penalty = both(x)
     hook.remove()
-    mine = torch.cat([(w / sparse.model.get_parameter(n)).flatten() for n, w in zip(sparse.gated_names, drawn[0])])
+    mine = torch.cat([(w / sparse.model.get_parameter(n)).flatten() for n, w in zip(sparse._layout.names, drawn[0])])
     all_ = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(all_, mine)
     differ += not torch.equal(*all_)

@@ -70,7 +70,7 @@ class Cubic:
             check(is_number(value), f"Cubic {name}", "a finite number", value)
         check_whole("Cubic steps", self.steps, least=0)
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: float) -> float:
         if step >= self.steps:
             return self.end
         return self.end + (self.start - self.end) * (1 - max(step, 0) / self.steps) ** 3

@@ -184,35 +184,28 @@ def _plain_gradients(
     return [total, *of_weights]
 
 
-def weight_batches(
-    placements: Sequence[Placement], names: Sequence[str], shapes: dict[str, torch.Size], units: int
-) -> list[WeightBatch]:
+def weight_batches(placements: Sequence[Placement], names: Sequence[str], units: int) -> list[WeightBatch]:
     """Placements in batches on different weights: as many batches as there are placements on one weight at most.
 
     Args:
         names: of all gated weights, in the order of their numbers.
-        shapes: of the weights, by name.
         units: how many gates there are."""
     waiting, batches = list(placements), []
     while waiting:
         first = {p.weight: p for p in reversed(waiting)}
         now = [p for p in waiting if first[p.weight] is p]
         waiting = [p for p in waiting if first[p.weight] is not p]
-        batches.append(_batch(now, names, shapes, units))
+        batches.append(_batch(now, names, units))
     return batches
 
 
-def _batch(
-    placements: Sequence[Placement], names: Sequence[str], shapes: dict[str, torch.Size], units: int
-) -> WeightBatch:
+def _batch(placements: Sequence[Placement], names: Sequence[str], units: int) -> WeightBatch:
     slots, chunks, owners, start = [], [], [], 0
-    single = all(-1 not in p.view for p in placements)
+    single = all(p.dim is None for p in placements)
     for p in placements:
-        shape = tuple(shapes[p.weight])
-        along = p.view.index(-1) if -1 in p.view else None
-        stride, each = _channel_strides(shape, along)
-        slots.append(WeightSlot(names.index(p.weight), p.view, shape, stride, start))
-        if along is None:
+        stride, each = _channel_strides(p.shape, p.dim)
+        slots.append(WeightSlot(names.index(p.weight), p.view, p.shape, stride, start))
+        if p.dim is None:
             start += len(p.units)
         else:
             owners.append(p.units.repeat_interleave(each))
@@ -233,16 +226,16 @@ def _batch(
     )
 
 
-def _channel_strides(shape: tuple[int, ...], along: int | None) -> tuple[tuple[int, ...], int]:
+def _channel_strides(shape: tuple[int, ...], dim: int | None) -> tuple[tuple[int, ...], int]:
     """Strides that lay a weight's numbers out channel by channel, each channel filled up to whole chunks, and the number of
     its chunks; or one number after the other, where there is no gated dimension."""
     each, stride = 1, [0] * len(shape)
     for d in reversed(range(len(shape))):
-        if d != along:
+        if d != dim:
             stride[d], each = each, each * shape[d]
-    if along is not None:
+    if dim is not None:
         each = -(-each // CHUNK)
-        stride[along] = each * CHUNK
+        stride[dim] = each * CHUNK
     return tuple(stride), each
 
 

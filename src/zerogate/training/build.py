@@ -179,7 +179,7 @@ def make_objective(config: DictConfig) -> Any:
                     f"search.density={wanted} is an objective already; leave out {text}, or search.density"
                 )
         return zerogate.Target(gates=wanted)
-    if node.get("_target_") in ("zerogate.Target", "zerogate.objectives.target.Target"):
+    if node.get("_target_") == "zerogate.Target":
         penalty = ("weight", "over", "reduce")
         for key in penalty:
             if any(text.lstrip("+").startswith(f"objective.{key}=") for text in config.get("overrides") or ()):
@@ -223,8 +223,6 @@ def make_classifier(config: DictConfig, batches: ImageDataModule, device: torch.
             gate_inputs=config.sparsify.gate_inputs,
             exclude=_excluded(config),
         )
-        if isinstance(sparse.gate, zerogate.Magnitude):
-            sparse.gate.final(sparse)  # raises where nobody says how much is to stay
     classifier = Classifier(
         model,
         sparse,

@@ -44,6 +44,7 @@ def search(config: DictConfig) -> dict[str, Any]:
     if settings.command_of(config) != "tickets":
         raise ConfigError('this configuration is of another command; compose it with compose(overrides, "tickets")')
     settings.check(config)
+    config = settings.renewed(config)
     provenance.commit()  # remembered: the source may change while this goes on
     resumed = bool(config.resume)
     folder, config = _opened(config)

@@ -65,6 +65,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         StoppedError: SIGTERM or Ctrl-C; last.ckpt holds the state, `resume` goes on.
     """
     settings.check(config)
+    config = settings.renewed(config)
     provenance.commit()  # remembered: the source may change while this goes on
     checkpoint = None
     if config.resume:
@@ -123,7 +124,7 @@ def carry_out(
     of_search = settings.command_of(config) == "tickets"
     files = RunFiles(run, steps, keep_best=not of_search)
     if checkpoint is not None:
-        files.load_state_dict(checkpoint["callbacks"]["RunFiles"])
+        files.load_state_dict(checkpoint["callbacks"][RunFiles.state_key])
     progress = ProgressLine(files, steps, config.data.batch_size, config.trainer.progress)
     if checkpoint is None or checkpoint["global_step"] < steps:
         print(f"run folder {run}", flush=True)
@@ -213,7 +214,7 @@ def _finish(run: Run, config: DictConfig, module: Classifier, batches: ImageData
     steps = 0
     for path in (run.best, run.last) if settings.command_of(config) == "train" else (run.last,):
         checkpoint = load(module, path)
-        row, steps = checkpoint["callbacks"]["RunFiles"]["rows"][-1], checkpoint["global_step"]
+        row, steps = checkpoint["callbacks"][RunFiles.state_key]["rows"][-1], checkpoint["global_step"]
         if "best" in scores and scores["best"]["epoch"] == row["epoch"]:
             scores["last"] = scores["best"]
             continue

@@ -56,6 +56,8 @@ class RunFiles(Callback):
         keep_best: whether to write best.ckpt at all. Stages of a search hand on what they end with.
     """
 
+    state_key = "RunFiles"  # its name in checkpoints, which stays whatever the class is called
+
     def __init__(self, run: Run, total_steps: int, keep_best: bool = True) -> None:
         self.run, self.total_steps, self.keep_best = run, total_steps, keep_best
         self.rows: list[dict[str, Any]] = []

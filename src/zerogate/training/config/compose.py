@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.tickets.time import Time
+from zerogate.training.config import moved
 
 try:
     import hydra
@@ -46,6 +47,7 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
         ConfigError: an override that names nothing, cannot be read, or has a value out of range; RUN's config.yaml is
             damaged.
     """
+    overrides = moved.current(list(overrides))
     _import_from_here()
     given = [*_of_run(overrides, command), *overrides]
     try:
@@ -293,6 +295,15 @@ def load(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} is no configuration of a run; restore it or train anew")
     check(config)
+    return renewed(config)
+
+
+def renewed(config: DictConfig) -> DictConfig:
+    """`config` with public names where it has import paths of before something moved, in values and overrides."""
+    config = config.copy()
+    for key, value in leaves(config).items():
+        if (now := moved.current(value)) != value:
+            OmegaConf.update(config, key, now)
     return config
 
 
@@ -304,7 +315,7 @@ def amend(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     config = config.copy()
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(moved.current(list(overrides)))
     except HydraException as error:
         raise ConfigError(_one_line(error)) from error
     known = leaves(config)
