@@ -7,6 +7,7 @@ the value received.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Collection
 from typing import Any
 
@@ -14,13 +15,13 @@ from zerogate.errors import ZerogateError
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether a value is an int, and no bool, of at least ``least``."""
+    """Whether a value is an int, and no bool, of at least ``least``; NumPy's would not survive in a checkpoint."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number, and no bool; NumPy's count."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_share(value: Any) -> bool:

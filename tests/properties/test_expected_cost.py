@@ -56,7 +56,9 @@ def test_expected_cost(family: str, unit: str, seed: int) -> None:
     is_open = sparse.is_open()
     assert costs(sparse, is_open.double()).tolist() == [sparse.cost().params, sparse.cost().macs]
     if unit == "weight":
-        masked = sparse.masked_weights(is_open.double(), [model.get_parameter(name) for name in sparse.gated_names])
+        masked = sparse._forward.masked_weights(
+            is_open.double(), [model.get_parameter(name) for name in sparse._layout.names]
+        )
         closed = sum(int((w == 0).sum()) for w in masked)
         assert sparse.cost().params == sparse.dense_cost.params - closed
         assert closed == int((~is_open).sum())

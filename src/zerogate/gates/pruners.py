@@ -13,6 +13,7 @@ from torch import Tensor
 from zerogate.checks import check, check_choice, check_share, check_whole
 from zerogate.errors import ZerogateError
 from zerogate.gates.fixed import FixedGate
+from zerogate.gates.schedules import Cubic
 from zerogate.structure import Group
 
 Scope = Literal["global", "layer"]
@@ -151,7 +152,7 @@ class Magnitude(Pruner):
         if k is None:
             return None
         final = self.final_share(budget)
-        return self.pruned_to(final + (1 - final) * (1 - k) ** 3, scores, is_open, groups, budget)
+        return self.pruned_to(Cubic(1.0, final, steps=1)(k), scores, is_open, groups, budget)
 
     def check(self, budget: PruningBudget | None) -> None:
         self.final_share(budget)

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zerogate.modules.device_tables import DeviceTables
 from zerogate.modules.internals import foreach_mul, must_stay_traceable
 
 
 class Spread(torch.autograd.Function):
-    """Gates z, [examples, units], as activations use them: for each number in ``lengths`` the next so many units of
-    ``index``, [examples, length] without gaps. Unit ``units`` of the index is 1."""
+    """Gates z, [examples, units], in the order in which activations use them: ``apply(z, index, lengths, ungated)`` picks
+    the units of ``index``, int64, and splits them into contiguous tensors [examples, length], one for each of ``lengths``.
+    Where some channels are ``ungated``, their index is the number of units and their gate 1."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, index: Tensor, lengths: Sequence[int], ungated: bool) -> Any:
+    def forward(ctx: Any, z: Tensor, index: Tensor, lengths: Sequence[int], ungated: bool) -> tuple[Tensor, ...]:
         ctx.index, ctx.lengths, ctx.units = index, lengths, z.shape[1]
         ctx.set_materialize_grads(False)
         z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
@@ -28,18 +30,18 @@ class Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = [g for g in grads if g is not None]
-        if not found:
+        present = [g for g in grads if g is not None]
+        if not present:
             return None, None, None, None
         index = ctx.index
-        if len(found) < len(grads):  # layers that share a product, or did not run
+        if len(present) < len(grads):  # layers that share a product, or did not run
             index = torch.cat([i for i, g in zip(index.split(ctx.lengths), grads, strict=True) if g is not None])
-        total = found[0].new_zeros(len(found[0]), ctx.units + 1).index_add(1, index, torch.cat(found, 1))
+        total = present[0].new_zeros(len(present[0]), ctx.units + 1).index_add(1, index, torch.cat(present, 1))
         return total[:, : ctx.units], None, None, None
 
 
 class _Scaled(torch.autograd.Function):
-    """x · z, with z of as many dimensions as x, some of them 1."""
+    """x · z, for z of as many dimensions as x, some of them of length 1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor) -> Tensor:
@@ -58,11 +60,11 @@ class _Scaled(torch.autograd.Function):
         return of_x, None if of_z is None else of_z.sum_to_size(z.shape)
 
 
-class Products:
-    """Makes the products of a model."""
+class ScaleChannels:
+    """Multiplies activations by gates; holds the constants that this takes."""
 
     def __init__(self) -> None:
-        self._statistics: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._constants: DeviceTables[_ZeroAndOne] = DeviceTables()
 
     def __call__(self, x: Tensor, z: Tensor, dim: int) -> Tensor:
         """x, [examples, …] with its channels along ``dim``, times z, [examples, channels]."""
@@ -75,20 +77,21 @@ class Products:
             product: Tensor = _Scaled.apply(x, z.view(shape))
             return product
         scale = z.reshape(-1)
-        mean, variance = self._zero_and_one(len(scale), x)
+        constants = self._constants.get((x.device, x.dtype), lambda: _ZeroAndOne(x))
+        mean, variance = constants.of(len(scale))
         planes = x.view(1, len(scale), *x.shape[2:])
         return torch.native_batch_norm(planes, scale, None, mean, variance, False, 0.0, 0.0)[0].view(x.shape)
 
-    def _zero_and_one(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        key = like.device, like.dtype
-        if key not in self._statistics or len(self._statistics[key][0]) < length:
-            with torch.inference_mode(False):
-                self._statistics[key] = (
-                    torch.zeros(length, dtype=like.dtype, device=like.device),
-                    torch.ones(length, dtype=like.dtype, device=like.device),
-                )
-        mean, variance = self._statistics[key]
-        return mean[:length], variance[:length]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_statistics": {}}
+class _ZeroAndOne:
+    """Zeros and ones of a device and dtype, as many as were ever asked for at once."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._zeros, self._ones = like.new_zeros(0), like.new_ones(0)
+
+    def of(self, length: int) -> tuple[Tensor, Tensor]:
+        """So many zeros and so many ones."""
+        if len(self._zeros) < length:
+            with torch.inference_mode(False):  # autograd keeps them
+                self._zeros, self._ones = self._zeros.new_zeros(length), self._ones.new_ones(length)
+        return self._zeros[:length], self._ones[:length]

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import ZerogateError, no_weights
-from zerogate.gates.gate import Again, Gate
-from zerogate.masking.activations import Products, Spread
-from zerogate.masking.fused_weights import MaskWeights, rounds
+from zerogate.gates import fused
+from zerogate.gates.fused import Recompute
+from zerogate.masking.activations import ScaleChannels, Spread
+from zerogate.masking.fused_weights import MaskWeights, weight_batches
 from zerogate.masking.recomputation import Draw, DrawHistory
 from zerogate.masking.state import Gates
 from zerogate.masking.unit import Layout
@@ -50,7 +51,7 @@ class KnownProbability(NamedTuple):
     """Open probabilities that came with a draw, [units], how to compute them again, and the state they belong to."""
 
     value: Tensor
-    again: Again | None
+    recompute: Recompute | None
     versions: list[int]
 
 
@@ -73,10 +74,9 @@ class GatedForward:
         self.places: list[tuple[nn.Module, str]] = []
         self._model, self._norms, self._placements = model, layout.structure.norms, layout.placements
         self._lengths = [len(p.units) for p in self._placements]
-        shapes = {p.weight: torch.Size(p.shape) for p in self._placements}
-        self._rounds = rounds(self._placements, self.names, shapes, layout.units)
+        self._batches = weight_batches(self._placements, self.names, layout.units)
         self._first_alike = _first_of_the_same_units(layout) if per_example else []
-        self.times = Products()
+        self.times = ScaleChannels()
         self._probability: KnownProbability | None = None
         self._drawn: DrawnTensors | None = None
         self._products: dict[tuple[int, int, int], tuple[Tensor, int, Tensor]] = {}
@@ -103,16 +103,16 @@ class GatedForward:
         Raises `ZerogateError` where the model has no values, or is on another device than its gates."""
         self._check_device()
         gate, logits = self.gates.gate, self.gates.logits
-        random, again = self._model.training and not self.gates.frozen, None
+        random, recompute = self._model.training and not self.gates.frozen, None
         if random:
-            z, p, again = gate.drawn(logits, self.economical, examples)
-            self._probability = None if p is None else KnownProbability(p, again, self._versions())
+            z, p, recompute = fused.draw(gate, logits, economical=self.economical, examples=examples)
+            self._probability = None if p is None else KnownProbability(p, recompute, self._versions())
         else:
             z = gate.mask(logits)
             z = z if examples is None else z.expand(examples, -1)
-        self._drawn = self._spread(z, random, again)
-        z_again = None if again is None else again.z
-        self._draws.add(z, self._drawn.tensors, whole=whole, random=random, again=z_again)
+        self._drawn = self._spread(z, random, recompute)
+        again = None if recompute is None else recompute.z
+        self._draws.add(z, self._drawn.tensors, whole=whole, random=random, again=again)
         return self._drawn
 
     def _check_device(self) -> None:
@@ -134,10 +134,10 @@ class GatedForward:
         known, self._probability = self._probability, None
         gate, logits = self.gates.gate, self.gates.logits
         current = known is not None and known.versions == self._versions()
-        p, again = (known.value, known.again) if known is not None and current else (None, None)
-        if movable and type(gate).movable_probability is not Gate.movable_probability:
-            return gate.movable_probability(logits, p)
-        return gate.likely(logits, p, self.economical, again)
+        p, recompute = (known.value, known.recompute) if known is not None and current else (None, None)
+        if movable:
+            return fused.movable_probability(gate, logits, p)
+        return fused.open_probability(gate, logits, p, recompute, economical=self.economical)
 
     def _versions(self) -> list[int]:
         logits = self.gates.logits
@@ -145,29 +145,28 @@ class GatedForward:
 
     # spreading
 
-    def _spread(self, z: Tensor, random: bool, again: Again | None = None) -> DrawnTensors:
+    def _spread(self, z: Tensor, random: bool, recompute: Recompute | None = None) -> DrawnTensors:
         """What layers and norms use of gates z, [units] or [examples, units]."""
         if z.ndim == 1:
             # not getattr: that may find what shadows the weight
             weights = [parameters_of(owner)[name] for owner, name in self.places]
-            masked = self.masked_weights(z, [w for w in weights if w is not None], again)
+            masked = self.masked_weights(z, [w for w in weights if w is not None], recompute)
         else:
             masked = self._by_example(z)
         return DrawnTensors(masked, self._norm_weights(z, random) if self._norms else [])
 
-    def masked_weights(self, z: Tensor, weights: Sequence[Tensor], again: Again | None = None) -> list[Tensor]:
+    def masked_weights(self, z: Tensor, weights: Sequence[Tensor], recompute: Recompute | None = None) -> list[Tensor]:
         """The gated weights, given in the order of ``names``, times their gates.
 
         Args:
             z: gates, [units].
-            again: computes z once more for the backward pass, which then does not keep it.
+            recompute: computes z once more for the backward pass, which then does not keep it.
         """
         if not must_stay_traceable():
-            masked, z_again = list(weights), None if again is None else again.z
-            for batch in self._rounds:
-                batch.to(z.device)
-                numbers = [slot.weight for slot in batch.layers]
-                products = MaskWeights.apply(batch, z_again, z, *(masked[i] for i in numbers))
+            masked, again = list(weights), None if recompute is None else recompute.z
+            for batch in self._batches:
+                numbers = [slot.weight for slot in batch.slots]
+                products = MaskWeights.apply(batch, again, z, *(masked[i] for i in numbers))
                 for number, product in zip(numbers, products, strict=True):
                     masked[number] = product
             return masked
@@ -180,7 +179,7 @@ class GatedForward:
 
     def _by_example(self, z: Tensor) -> list[Tensor]:
         """Gates of every placement, [examples, channels], of gates z, [examples, units]."""
-        ungated = any(batch.ungated for batch in self._rounds)
+        ungated = any(batch.ungated for batch in self._batches)
         if must_stay_traceable():
             z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
             return list(z.index_select(1, self.gates.index).split(self._lengths, 1))

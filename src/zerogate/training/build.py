@@ -149,11 +149,12 @@ def make_gate(config: DictConfig) -> Any:
     """
     node, wanted = config.gate, density(config)
     given = {text.lstrip("+").partition("=")[0] for text in config.get("overrides") or ()}
-    known: Mapping[str, inspect.Parameter] = {}
+    known: Mapping[str, inspect.Parameter] | None = None
     with suppress(Exception):  # instantiate says what is wrong with it
         known = inspect.signature(hydra.utils.get_object(node._target_)).parameters
-    strange = {key for key in node if key not in known and f"gate.{key}" not in given and not str(key).startswith("_")}
-    if known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+    if known is not None and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        keys = (key for key in node if key not in known and f"gate.{key}" not in given)
+        strange = {key for key in keys if not str(key).startswith("_")}
         node = OmegaConf.create({key: value for key, value in node.items() if key not in strange})
     if "density" not in node:
         return instantiate("gate", node)

@@ -48,8 +48,7 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
             damaged.
     """
     overrides = moved.current(list(overrides))
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # model._target_ may be a class of the user's own, in the current directory
+    _import_from_here()
     given = [*_of_run(overrides, command), *overrides]
     try:
         with hydra.initialize_config_module("zerogate.training.configs", version_base="1.3"):
@@ -69,6 +68,12 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
         raise ConfigError("this experiment is a search for tickets; write `zerogate tickets` in place of train")
     check(config)
     return config
+
+
+def _import_from_here() -> None:
+    """``model._target_`` and ``gate._target_`` may be classes of the user's own, in the current directory."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def _of_run(overrides: Sequence[str], command: Command) -> list[str]:
@@ -278,6 +283,7 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: there is none, or it is damaged.
     """
+    _import_from_here()
     if not path.is_file():
         raise ConfigError(
             f"{path.parent} holds no run (no {path.name}); give the output folder of `zerogate train` or `tickets`"
