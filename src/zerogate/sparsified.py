@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from zerogate.compaction import compact as compaction
-from zerogate.cost.channels import ChannelCost, Cost, CostModel, WeightCost
+from zerogate.cost.channels import ChannelCost
+from zerogate.cost.model import Cost, CostModel
+from zerogate.cost.weights import WeightCost
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate

@@ -11,8 +11,8 @@ from torch import nn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, count_macs
-from zerogate.cost.channels import CostModel
-from zerogate.cost.liveness import listening
+from zerogate.cost.liveness import liveness
+from zerogate.cost.model import CostModel
 
 CIFAR = (2, 3, 32, 32)
 MODELS = {
@@ -131,7 +131,7 @@ def test_death_travels_upstream() -> None:
 @pytest.mark.parametrize("cycles", [False, True])
 def test_who_is_heard_is_who_reaches_the_end(cycles: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On random graphs of layers, for random open groups: the stretches between post-dominators against a plain search."""
-    monkeypatch.setattr("zerogate.cost.liveness.MOST", most)
+    monkeypatch.setattr("zerogate.cost.liveness.MAX_TABLE_ENTRIES", most)
     rng = random.Random(0)
     for _ in range(300):
         groups, layers = rng.randint(1, 8), rng.randint(1, 10)
@@ -154,7 +154,7 @@ def test_who_is_heard_is_who_reaches_the_end(cycles: bool, most: int, monkeypatc
                     found[g] |= any(is_open[h] and found[h] for layer in layers for h in made[layer])
             return found[:-1]
 
-        tables = listening(groups, consumers, made)
+        tables = liveness(groups, consumers, made)
         for _ in range(10):
             share = rng.choice([0.5, 1.0])
             is_open = [rng.random() < share for _ in range(groups)] + [True]
@@ -234,7 +234,7 @@ def test_the_closed_form_is_the_plain_ops(
     network: type[nn.Module], options: dict[str, int], direct: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values and gradients, also where many groups are closed and where p is in float32."""
-    monkeypatch.setattr("zerogate.cost.closed_form.DIRECT", direct)
+    monkeypatch.setattr("zerogate.cost.closed_form.MAX_DIRECT_ENTRIES", direct)
     shape = {Deep: (2, 3), zg.models.googlenet: CIFAR, zg.models.lenet300: (2, 1, 28, 28)}[network]
     sparse = zg.sparsify(network(), torch.randn(shape), **options)  # type: ignore[arg-type]
     cost = sparse.cost_model
@@ -244,8 +244,8 @@ def test_the_closed_form_is_the_plain_ops(
             p[group.slice] = p[group.slice].round() if torch.rand(()) < 0.5 else 0.0
         p.requires_grad_()
         for over in ("params", "macs"):
-            closed = cost.priced(p, over, 0.5)
-            plain = CostModel.priced(cost, p, over, 0.5)
+            closed = cost.weighted(p, over, 0.5)
+            plain = CostModel.weighted(cost, p, over, 0.5)
             assert closed.dtype == plain.dtype == kind
             torch.testing.assert_close(closed, plain)
             found, wanted = (torch.autograd.grad(x, p)[0] for x in (closed, plain))
@@ -260,12 +260,12 @@ def test_cost_of_weights_in_closed_form() -> None:
     for p in (torch.rand(cost.units), (torch.rand(cost.units) < 0.3).float()):
         p.requires_grad_()
         for over in ("params", "macs", "params"):
-            found, wanted = cost.priced(p, over, 1e-3), CostModel.priced(cost, p, over, 1e-3)
+            found, wanted = cost.weighted(p, over, 1e-3), CostModel.weighted(cost, p, over, 1e-3)
             torch.testing.assert_close(found, wanted)
             for a, b in zip(*(torch.autograd.grad(x, p) for x in (found, wanted)), strict=True):
                 torch.testing.assert_close(a, b)
     assert cost.expected(p).params.item() == cost.exact(p > 0).params
-    assert torch.func.grad(lambda p: cost.priced(p, "macs"))(p.detach()).shape == p.shape
+    assert torch.func.grad(lambda p: cost.weighted(p, "macs"))(p.detach()).shape == p.shape
 
 
 def test_macs_are_per_example() -> None:

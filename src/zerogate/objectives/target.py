@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zerogate.cost.channels import CostModel
+from zerogate.cost.model import CostModel
 from zerogate.errors import ZerogateError
 from zerogate.gates.gate import Gate
 
@@ -106,7 +106,7 @@ class Target(nn.Module):
     def _left(self, p: Tensor, cost: CostModel) -> Tensor:
         if self.over == "gates":
             return p.mean().float()
-        return cost.priced(p, self.over, 1 / getattr(cost.dense, self.over)).float()
+        return cost.weighted(p, self.over, 1 / getattr(cost.dense, self.over)).float()
 
     @torch.no_grad()
     def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> bool:
