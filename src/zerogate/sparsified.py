@@ -26,7 +26,8 @@ from zerogate.modules.internals import foreach_copy_
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target, project, settle
-from zerogate.report.table import Report, make_report
+from zerogate.report.count import GatedNetwork, make_report, target_row
+from zerogate.report.table import Report
 from zerogate.structure import Structure
 
 if TYPE_CHECKING:
@@ -305,7 +306,21 @@ class Sparsified(nn.Module):
 
     def report(self) -> Report:
         """Every layer: kept, shrunk or refused, and why."""
-        return make_report(self)
+        single_weights = {p.weight: p.units for p in self.placements} if self.unit == "weight" else None
+        return make_report(
+            GatedNetwork(
+                model=self.model,
+                structure=self.structure,
+                groups=self.groups,
+                unit=self.unit,
+                single_weights=single_weights,
+                kept=self.kept(),
+                cost=self.cost_model.exact(self.is_open()),
+                dense=self.dense_cost,
+                keep_class=self.keep_class,
+                target=target_row(self.objective, self.is_open(), self.cost_model),
+            )
+        )
 
     @property
     def gated_names(self) -> list[str]:

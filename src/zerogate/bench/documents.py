@@ -7,10 +7,11 @@ from pathlib import Path
 from zerogate.bench import older
 from zerogate.bench import table as definitions
 from zerogate.bench.records import Records
-from zerogate.bench.render import Rendered, grid, render
+from zerogate.bench.render import Rendered, render
 from zerogate.bench.table import Table
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.files import write
+from zerogate.report.text import markdown_table
 
 BEGIN, END = "<!-- results: written by `zerogate bench render` -->", "<!-- end of results -->"
 INTRODUCTION = """\
@@ -90,7 +91,9 @@ def readme_results(definitions_: list[Table], tables: list[Rendered], docs: str 
             if section.title:
                 text.append(f"{section.title}:")
             rows = section.rows()
-            text.append(grid([section.head()[i] for i in columns], [[rows[k][i] for i in columns] for k in keep]))
+            text.append(
+                markdown_table([section.head()[i] for i in columns], [[rows[k][i] for i in columns] for k in keep])
+            )
             if wanted.get("facts"):
                 text += [fact for fact in section.facts if " runs on " not in fact]
         if table.plot is not None:

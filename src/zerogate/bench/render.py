@@ -13,6 +13,7 @@ from typing import Any
 from zerogate.bench import columns
 from zerogate.bench.columns import Figures, Value
 from zerogate.bench.table import Row, Table
+from zerogate.report.text import markdown_table
 
 Chosen = Mapping[str, Sequence[Mapping[str, Any]]]
 """The records that a table shows, by row."""
@@ -88,7 +89,7 @@ class Rendered:
         for section in self.sections:
             if section.title:
                 parts.append(f"{'#' * (level + 1)} {section.title}")
-            parts.append(grid(section.head(), section.rows()))
+            parts.append(markdown_table(section.head(), section.rows()))
             parts += section.facts
         if self.notes:
             parts.append("\n".join(f"* {note}" for note in self.notes))
@@ -129,12 +130,6 @@ class Rendered:
         ]  # fmt: skip
         whole = {"table": self.name, "title": self.title, "sections": sections, "notes": self.notes}
         return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
-
-
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def render(table: Table, records: Sequence[Mapping[str, Any]]) -> Rendered:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.files import write
 from zerogate.report import figures as plots
+from zerogate.report.text import markdown_table
 from zerogate.tickets.time import Time
 from zerogate.training import provenance
 from zerogate.training import train as runs
@@ -298,7 +299,7 @@ def _row(kind: str, density: float | None, results: Sequence[dict[str, Any]]) ->
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows in Markdown; accuracies are means ± standard deviations over the seeds."""
     head = ("kind", "density", "test accuracy %", "remaining %", "parameters", "epochs", "n")
-    lines = [head, tuple("---" for _ in head)]
+    lines = []
     for row in rows:
         spread = "" if row["test_accuracy_std"] is None else f" ± {100 * row['test_accuracy_std']:.2f}"
         density = "" if row["density"] is None else f"{row['density']:g}"
@@ -306,7 +307,4 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
             row["kind"], density, f"{100 * row['test_accuracy']:.2f}{spread}", f"{100 * row['remaining']:.2f}",
             f"{row['params']:,.0f}", f"{row['epochs']:g}", str(row["n"]),
         ))  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return markdown_table(head, lines, align=True)
