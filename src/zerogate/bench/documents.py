@@ -6,11 +6,13 @@ from pathlib import Path
 
 from zerogate.bench import older
 from zerogate.bench import table as definitions
+from zerogate.bench.figures import plot
 from zerogate.bench.records import Records
 from zerogate.bench.render import Rendered, render
 from zerogate.bench.table import Table
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.files import write
+from zerogate.report.figures import svg_document
 from zerogate.report.text import markdown_table
 
 BEGIN, END = "<!-- results: written by `zerogate bench render` -->", "<!-- end of results -->"
@@ -49,11 +51,9 @@ def _svg(table: Rendered) -> str:
     if table.plot is None:
         return ""
     try:
-        from zerogate.bench.figures import plot
-        from zerogate.report.figures import svg_document
+        figure = plot(table)
     except ModuleNotFoundError as error:
         raise ZerogateError("plots need matplotlib; pip install 'zerogate[train]'") from error
-    figure = plot(table)
     if figure is None:
         return ""
     return "\n".join(line.rstrip() for line in svg_document(figure).splitlines()) + "\n"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from zerogate.bench import columns
 from zerogate.bench.render import Line, Rendered, Section
 from zerogate.report.figures import Panel, Point, Series, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot(table: Rendered) -> Figure | None:

@@ -50,7 +50,7 @@ class _Reading:
 
 
 class ChannelCost(CostModel):
-    """Cost where units are channels.
+    """Cost where units are channels, or heads, or both.
 
     Of a group with N open channels f(N) = min(size, ⌈max(N, m)/r⌉·r) stay, with m = `min_channels` and r = `round_to`: at
     least one even when all are closed (what it adds is constant, but not nothing). With open probabilities p_u it is
@@ -89,6 +89,7 @@ class ChannelCost(CostModel):
         self._closed_form: DeviceTables[Tables] = DeviceTables()
 
     def _on(self, device: torch.device) -> _Parts:
+        """The parts on a device."""
         return self._by_device.get(device, lambda: on_device(self._parts, device))
 
     def weighted(self, p: Tensor, over: str, weight: float = 1.0) -> Tensor:
@@ -102,7 +103,7 @@ class ChannelCost(CostModel):
         return cost
 
     def _tables(self) -> Tables:
-        """Those of the closed form, on the CPU."""
+        """The tables of the closed form, on the CPU."""
         widths = self._parts.widths
         return make_tables(
             [range(g.slice.start, g.slice.stop) for g in self.structure.groups],
@@ -129,6 +130,7 @@ class ChannelCost(CostModel):
         return Cost(round(cost.params.item()), round(cost.macs.item()))
 
     def _read(self, is_open: Tensor) -> _Reading:
+        """Which of these open units, bool [units], are read."""
         parts = self._on(is_open.device)
         live, _ = parts.live(is_open.double())
         units = is_open & (live > 0.5)[parts.group_of_unit]

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def on_device(tables: T, device: torch.device) -> T:
-    """The same dataclasses and dicts with every tensor in them on the device; all other values as they are."""
+    """A copy of dataclasses and dicts with every tensor in them on the device, and all other values as they are."""
     moved: object = tables
     if isinstance(tables, Tensor):
         moved = tables.to(device)
@@ -44,7 +44,7 @@ class Lists:
 
     @staticmethod
     def of(rows: Sequence[Sequence[int]]) -> Lists:
-        """The same lists as tensors."""
+        """These lists as tensors."""
         bounds = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
         return Lists(torch.tensor([i for row in rows for i in row], dtype=torch.int64), bounds)
 
@@ -89,6 +89,6 @@ def products(x: Tensor, bounds: Tensor) -> Tensor:
 
 
 def products_backward(grad: Tensor, product: Tensor, x: Tensor, bounds: Tensor) -> Tensor:
-    """The gradient with respect to x of what `products` made of it, for the gradient with respect to the products."""
+    """The gradient with respect to x of its `products`, from the gradient with respect to these."""
     of_x: Tensor = segment_reduce_backward(grad, product, x, "prod", offsets=bounds, initial=1)
     return of_x

@@ -5,7 +5,7 @@ from __future__ import annotations
 MAX_TABLE_ENTRIES = 200_000
 """Edges in the tables of `liveness`. Beyond, the stretches between post-dominators have no tables of their own; one table
 runs from every group to the end of the network. Counts stay exact. An expected cost then neglects that paths which meet
-share what comes after, and takes as many rounds as the network is deep."""
+share what comes after, which makes groups live too often, and takes as many rounds as the network is deep."""
 
 MAX_DIRECT_ENTRIES = 200_000
 """Probabilities that enter the first round of `closed_form` one by one. Beyond, the first round starts from the products of

@@ -14,9 +14,9 @@ from zerogate.structure import Structure
 
 
 def liveness_of(structure: Structure, sizes: AxisSizes) -> Liveness:
-    """Whose channels keep whose alive in a network.
+    """The tables of a network.
 
-    A layer keeps what it reads alive as long as one of its output channels is. A norm takes statistics over all its channels
+    A layer keeps what it reads live as long as one of its output channels is. A norm takes statistics over all its channels
     together: while one of them is live, the values of all must be right."""
     groups = len(structure.groups)
     on_axis: list[list[int]] = [[] for _ in structure.axes]
@@ -40,7 +40,8 @@ def liveness_of(structure: Structure, sizes: AxisSizes) -> Liveness:
 
 
 def _groups_under_norms(structure: Structure) -> list[tuple[int, ...]]:
-    """For every norm the groups that it takes statistics over; the number after the last one where channels always stay."""
+    """The groups that each norm takes statistics over, and the number after the last group where some channels of its input
+    always stay."""
     distinct = {(norm.labels.data_ptr(), len(norm.labels)): norm.labels for norm in structure.norms}
     normed = []
     for units in distinct.values():
@@ -50,37 +51,39 @@ def _groups_under_norms(structure: Structure) -> list[tuple[int, ...]]:
 
 
 def _with_normed(groups: list[int], normed: list[tuple[int, ...]]) -> list[int]:
-    """These groups and all that share a norm with one of them, in this order of the norms."""
-    found = dict.fromkeys(groups)
-    for together in normed:
-        if found.keys() & set(together):
-            found |= dict.fromkeys(together)
-    return list(found)
+    """These groups, and all that share a norm with one of them."""
+    together = dict.fromkeys(groups)
+    for under in normed:
+        if together.keys() & set(under):
+            together |= dict.fromkeys(under)
+    return list(together)
 
 
 @dataclass(frozen=True)
 class LiveProbability:
-    """The recursion of `Liveness`, with probabilities: gates are independent, and so are the edges of a state."""
+    """The recursion of `Liveness` with probabilities, where gates are independent and so are the edges of a state."""
 
     rounds: int
+    """See `Liveness.rounds`."""
     ends: Tensor
     """The probabilities 0 and 1."""
     closed: EntryProducts
-    """Of q and after it 1 and 0, for every group, for one that is always open and for one that is always closed."""
+    """Products of (q, 1, 0) with q = 1 − p: P(all units closed) of every group, of one that is always open, and of one that
+    is always closed."""
     all_closed: EntryProducts
-    """Of what `closed` gives, for every state: that the groups of all its edges are closed."""
+    """Products of these: for every state P(the groups of all its edges are closed)."""
     edge_groups: Tensor
     """The group of each edge, int64 [states, most edges]; filled up with edges of the group that is always closed."""
     edge_states: Tensor
     """The state that each edge leads to, [states, most edges]."""
     all_dead: EntryProducts
-    """Of the edges, one state after another: that all edges of a state are dead."""
+    """Products over the edges, one state after another: for every state P(all its edges are dead)."""
     paths: EntryProducts
-    """Of the states, for every group: that its whole path is live."""
+    """Products over the states: for every group P(its whole path is live)."""
 
     @staticmethod
     def of(structure: Structure, tables: Liveness) -> LiveProbability:
-        """That of a network for the tables that `liveness_of` gives of it."""
+        """The recursion of a network, for the tables that `liveness_of` gives of it."""
         groups, units, states = len(structure.groups), structure.units, len(tables.edges)
         width = max(2, max(map(len, tables.edges)))
         edges = [out + [(groups + 1, 0)] * (width - len(out)) for out in tables.edges]

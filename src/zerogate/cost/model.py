@@ -28,7 +28,7 @@ class Cost(Generic[N]):
 Counted = Cost[int]
 """What a network costs as it is deployed."""
 Expected = Cost[Tensor]
-"""What a network costs in the mean over random gates."""
+"""What a network costs on average over random gates."""
 
 
 class CostModel(ABC):

@@ -26,7 +26,7 @@ class AxisSizes:
 
     @staticmethod
     def of(structure: Structure) -> AxisSizes:
-        """Those of a network. Where an axis holds some units of a group more often than others, each has the mean."""
+        """The axes of a network. Where one of them holds some units of a group more often than others, each has the mean."""
         lengths, axis, units = structure.in_line
         axes, groups = len(lengths), len(structure.groups)
         always = torch.zeros(axes, dtype=torch.float64).index_add_(0, axis, (units < 0).double())
@@ -56,13 +56,13 @@ class Terms:
 
     @staticmethod
     def of(structure: Structure, shapes: Mapping[str, torch.Size]) -> Terms:
-        """Those of a network whose parameters have these shapes."""
+        """The terms of a network whose parameters have these shapes."""
         number = {axis: i for i, axis in enumerate(structure.axes)}
         terms: dict[tuple[int, ...], list[float]] = defaultdict(lambda: [0, 0])  # by axes: of parameters, of MACs
         for name, shape in shapes.items():
-            held = [number.get((name, dim)) for dim in range(len(shape))]
-            rest = torch.Size([size for size, axis in zip(shape, held, strict=True) if axis is None])
-            terms[tuple(axis for axis in held if axis is not None)][0] += rest.numel()
+            axes = [number.get((name, dim)) for dim in range(len(shape))]
+            rest = torch.Size([size for size, axis in zip(shape, axes, strict=True) if axis is None])
+            terms[tuple(axis for axis in axes if axis is not None)][0] += rest.numel()
         for c in structure.calls:
             coefficient, factors = c.macs, []
             for axis in (c.consumes, c.produces, c.repeats):

@@ -15,9 +15,10 @@ from zerogate.structure import Group
 
 @dataclass(frozen=True)
 class Widths:
-    """Of a group with N open channels f(N) = min(size, ⌈max(N, m)/r⌉·r) stay.
+    """f(N) = min(size, ⌈max(N, m)/r⌉·r): how many channels stay of a group with N open ones.
 
-    A group is *wide* if that is ever another number than max(1, N), which costs no distribution of N to expect.
+    A group is *wide* if that is another number than max(1, N) for some N. Only the mean of a wide group needs the
+    distribution of N.
     """
 
     size: Tensor
@@ -31,7 +32,7 @@ class Widths:
     wide: tuple[int, ...]
     """The wide groups."""
     index: Tensor
-    """The same, int64 [wide]."""
+    """The wide groups as a tensor, int64 [wide]."""
     members: Tensor
     """Units of each wide group, int64 [wide, largest]; small ones are filled up with a unit after the last one."""
     added: Tensor
@@ -39,7 +40,7 @@ class Widths:
 
     @staticmethod
     def of(groups: Sequence[Group], min_channels: int, round_to: int) -> Widths:
-        """Those of these groups; heads are neither rounded nor kept in numbers."""
+        """The widths of these groups; ``min_channels`` and ``round_to`` are for channels, and heads keep at least one."""
         size = torch.tensor([g.units for g in groups], dtype=torch.float64)
         least = torch.tensor([min_channels if g.kind == "channel" else 1 for g in groups]).double()
         multiple = torch.tensor([round_to if g.kind == "channel" else 1 for g in groups]).double()

@@ -19,14 +19,14 @@ from zerogate.structure import Axis, Group, LayerCall, Structure
 
 @dataclass(frozen=True)
 class GatedNetwork:
-    """What a report is made from."""
+    """What a report is about."""
 
     model: nn.Module
     """Its layers and parameters are counted; it is not changed."""
     structure: Structure
     """Which axes the units occupy, and why others have none."""
     groups: Sequence[Group]
-    """Of the units that have gates."""
+    """All groups of units that have gates."""
     unit: str
     """What gates remove: ``channel``, ``head``, ``channel+head`` or ``weight``."""
     single_weights: Mapping[str, Tensor] | None
@@ -36,7 +36,7 @@ class GatedNetwork:
     cost: Counted
     """What remains after compaction."""
     dense: Counted
-    """The same with every gate open."""
+    """What every gate open costs."""
     keep_class: bool
     """Whether compaction returns a module of the model's class, or a graph module."""
     target: TargetRow | None
@@ -147,7 +147,7 @@ def _file_bytes(counts: _Counts, gated: Mapping[str, Tensor]) -> tuple[int, int]
 
 
 def _status(entries: tuple[int, int], free: bool, reason: str) -> tuple[str, str]:
-    """(status, reason): a reason is given where something stays. ``free``: whether anything could be removed."""
+    """(status, reason): the reason is empty where nothing stays. ``free``: whether anything could be removed."""
     status = "shrunk" if entries[0] < entries[1] else "kept" if free else "refused"
     return status, "" if status == "kept" else reason
 

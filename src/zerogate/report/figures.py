@@ -1,16 +1,19 @@
-"""Everything that is drawn: figures that compare runs, panels of results with error bars, and their SVG."""
+"""Everything that is drawn: figures that compare runs, panels of results with error bars, and their SVG.
+
+The functions need matplotlib, which the library itself does without: they import it, and raise `ModuleNotFoundError`
+without it.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Results = Mapping[str, Mapping[str, Any]]
 """What result.json holds, by the run's label; labels before a colon name the series."""
@@ -77,6 +80,8 @@ def accuracy_against_remaining(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         rows: with kind, density, remaining, test_accuracy and test_accuracy_std, None for a single run.
     """
+    from matplotlib.ticker import NullLocator
+
     figure, axes = _single()
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     for kind, marker in zip(kinds, "osD^vPX*" * len(kinds), strict=False):
@@ -110,7 +115,7 @@ def l0_over_training(histories: Mapping[str, Sequence[tuple[float, float]]]) -> 
 def kept_channels(results: Results) -> Figure:
     """Kept units of every group, a row of bars for each gated run."""
     gated = {label: result for label, result in results.items() if result.get("groups")}
-    figure = Figure(figsize=(7, 1 + 1.1 * len(gated)), layout="constrained")
+    figure = _figure(7, 1 + 1.1 * len(gated))
     grid = figure.subplots(len(gated), 1, sharex=True, squeeze=False)
     for axes, (label, result) in zip(grid.flat, gated.items(), strict=True):
         names = [group["name"] for group in result["groups"]]
@@ -130,7 +135,7 @@ def panels(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
         rows: the title and the panels of each; at least one row, all of the same length.
     """
     width = len(rows[0][1])
-    figure = Figure(figsize=(4.2 * width, 3.6 * len(rows)), layout="constrained")
+    figure = _figure(4.2 * width, 3.6 * len(rows))
     grid = figure.subplots(len(rows), width, squeeze=False)
     for across, (title, row) in zip(grid, rows, strict=True):
         for axes, panel in zip(across, row, strict=True):
@@ -141,6 +146,8 @@ def panels(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     for series, marker in zip(panel.series, "o*sD^vPX<>" * len(panel.series), strict=False):
         points = sorted(series.points)
         if points:
@@ -158,8 +165,15 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def _single() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    """A figure of one pair of axes."""
+    figure = _figure(7, 4.2)
     return figure, figure.add_subplot()
 
 
@@ -171,6 +185,8 @@ def svg(figure: Figure) -> str:
 
 def svg_document(figure: Figure) -> str:
     """A figure as a whole SVG file, the same text for the same figure."""
+    from matplotlib import rc_context
+
     text = io.StringIO()
     with rc_context(_STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})

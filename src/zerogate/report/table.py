@@ -56,9 +56,9 @@ class TargetRow:
     over: str
     """``params``, ``macs`` or ``gates``."""
     share: float
-    """Of the dense cost, as asked for."""
+    """Share of the dense cost that may remain."""
     reached: float
-    """Of the dense cost, as deployed."""
+    """Share of the dense cost that the deployed network has."""
     projected: int | None
     """How many gates the last projection changed; None before there was one."""
 
@@ -78,16 +78,16 @@ class Report:
     unit: str
     """What gates remove: ``channel``, ``head``, ``channel+head`` or ``weight``."""
     units: tuple[int, int]
-    """All of these."""
+    """How many of them there are in all."""
     groups: tuple[GroupRow, ...] = ()
-    """Every group of them."""
+    """Every group of these units."""
     keep_class: bool = True
     """Whether `Sparsified.compact` returns a module of the model's class, or a graph module."""
     target: TargetRow | None = None
     """None where the objective is no `Target`."""
     file_bytes: tuple[int, int] | None = None
     """With ``unit="weight"``, bytes that all parameters and buffers take in a file: as `zerogate.save` writes what
-    compaction returns, and dense. The file's header comes on top of both; zeros that no gate has made do not count.
+    compaction returns, and dense. The file's header comes on top of both; zeros that come from no gate do not count.
     None for other units."""
 
     def as_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def plain_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The same cells, all of a column as wide as its widest."""
+    """Cells with spaces after them, all of a column as wide as its widest."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
 
