@@ -18,6 +18,7 @@ from rich.table import Table
 import zerogate as zg
 from zerogate.cost.stopwatch import latency_ratio
 from zerogate.report import figures as plots
+from zerogate.report.page import html_table, write_page
 from zerogate.training.train import compose, train
 
 OUTPUT = Path("outputs/demo")
@@ -105,12 +106,12 @@ def write_report(path: Path, results: dict[str, dict[str, Any]], head: list[str]
         "sparsification. Latency is the median ratio to the dense network, at batch 1 and 64."
     )
     sections = [
-        ("Table", about, plots.table(head, rows)),
+        ("Table", about, html_table(head, rows)),
         ("Accuracy against sparsity", "Right and up is better.", plots.svg(plots.accuracy_against_sparsity(results))),
         ("The L0 term over training", "Expected share of open gates.", plots.svg(plots.l0_over_training(histories))),
         ("Kept channels", "Of each group's channels (grey), those that stay.", plots.svg(plots.kept_channels(results))),
     ]
-    plots.write_page(path, "zerogate on digits", sections)
+    write_page(path, "zerogate on digits", sections)
 
 
 def l0_history(folder: Path, weight: float) -> list[tuple[float, float]]:

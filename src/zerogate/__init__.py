@@ -6,7 +6,7 @@ small = sparse.compact()
 """
 
 from zerogate import models
-from zerogate.cost.channels import Cost
+from zerogate.cost.model import Cost
 from zerogate.errors import CheckpointError, CompactionError, ConfigError, DataError, WatchError, ZerogateError
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate

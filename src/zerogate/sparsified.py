@@ -15,7 +15,7 @@ from zerogate.compaction.compact import compact
 from zerogate.compaction.cuttable import ClassModel, Cuttable, ExportedModel, KeptGraph
 from zerogate.compaction.deployed import Deployed
 from zerogate.compaction.verify import difference
-from zerogate.cost.channels import Cost
+from zerogate.cost.model import Cost
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate
 from zerogate.gates.pruners import Pruner
@@ -32,7 +32,8 @@ from zerogate.objectives import projection
 from zerogate.objectives.budget import Budget
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
-from zerogate.report.table import Report, make_report
+from zerogate.report.count import GatedNetwork, make_report, target_row
+from zerogate.report.table import Report
 
 LEAST_TRAVEL = 0.3
 """With Adam a logit moves by about its learning rate a step. Over a run whose length is known it should be able to move by
@@ -327,7 +328,21 @@ class Sparsified(nn.Module):
 
     def report(self) -> Report:
         """Every layer: kept, shrunk or refused, and why."""
-        return make_report(self)
+        single_weights = {p.weight: p.units for p in self.placements} if self.unit == "weight" else None
+        return make_report(
+            GatedNetwork(
+                model=self.model,
+                structure=self.structure,
+                groups=self.groups,
+                unit=self.unit,
+                single_weights=single_weights,
+                kept=self.kept(),
+                cost=self.cost_model.exact(self.is_open()),
+                dense=self.dense_cost,
+                keep_class=self.keep_class,
+                target=target_row(self.objective, self.is_open(), self.cost_model),
+            )
+        )
 
     # attaching
 

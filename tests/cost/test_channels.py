@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from torch import nn
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, count_macs
-from zerogate.cost.channels import CostModel
-from zerogate.cost.liveness import listening
 
 CIFAR = (2, 3, 32, 32)
 MODELS = {
@@ -127,50 +124,6 @@ def test_death_travels_upstream() -> None:
     assert sparse.compact()[0].out_features == 1
 
 
-@pytest.mark.parametrize("most", [200_000, 0], ids=["stretches", "whole"])
-@pytest.mark.parametrize("cycles", [False, True])
-def test_who_is_heard_is_who_reaches_the_end(cycles: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On random graphs of layers, for random open groups: the stretches between post-dominators against a plain search."""
-    monkeypatch.setattr("zerogate.cost.liveness.MOST", most)
-    rng = random.Random(0)
-    for _ in range(300):
-        groups, layers = rng.randint(1, 8), rng.randint(1, 10)
-        made: list[list[int]] = []
-        consumers: list[list[int]] = [[] for _ in range(groups)]
-        for layer in range(layers):
-            makes = rng.sample(range(groups), min(groups, rng.randint(1, 2)))
-            made.append([groups] if rng.random() < 0.2 else makes)
-            for g in range(groups):
-                if rng.random() < 0.3 and (cycles or g < min(made[-1])):
-                    consumers[g].append(layer)
-
-        def search(
-            is_open: list[bool], start: list[bool], consumers: list[list[int]] = consumers, made: list[list[int]] = made
-        ) -> list[bool]:
-            found, before = [*start, True], None
-            while found != before:
-                before = list(found)
-                for g, layers in enumerate(consumers):
-                    found[g] |= any(is_open[h] and found[h] for layer in layers for h in made[layer])
-            return found[:-1]
-
-        tables = listening(groups, consumers, made)
-        for _ in range(10):
-            share = rng.choice([0.5, 1.0])
-            is_open = [rng.random() < share for _ in range(groups)] + [True]
-            state = [True] * len(tables.edges)
-            for _ in range(tables.rounds):
-                state = [i == 0 or any(is_open[g] and state[to] for g, to in e) for i, e in enumerate(tables.edges)]
-            heard = [all(state[i] for i in path) for path in tables.paths]
-            reaches = search([True] * (groups + 1), [False] * groups)
-            reaches = search(is_open, [not r for r in reaches])  # what leads nowhere stays
-            assert share < 1 or all(heard)
-            if cycles:  # layers that hear each other may stay
-                assert all(h or not r for h, r in zip(heard, reaches, strict=True))
-            else:
-                assert heard == reaches
-
-
 @pytest.mark.parametrize("name", ["googlenet", "resnet20"])
 def test_expected_cost_is_the_mean_of_deployed_costs(name: str) -> None:
     """Also where whole layers are closed, so that those before them are heard by nobody."""
@@ -212,62 +165,6 @@ def test_gradients_of_costs_on_networks_with_branches(options: dict[str, int]) -
         assert torch.autograd.gradgradcheck(cost, p)
 
 
-class Deep(nn.Module):
-    """A block in which the longest way between its two ends has four layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d = (nn.Linear(3, 3) for _ in range(4))
-        self.e, self.f, self.g = nn.Linear(3, 2), nn.Linear(8, 3), nn.Linear(3, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.a(x).relu()
-        y = self.b(x).relu()
-        z = self.d(self.c(y).relu() * 2.0).relu()
-        return self.g(self.f(torch.cat([self.e(z), x + 0.0, y + 0.0], -1).relu()).relu())
-
-
-@pytest.mark.parametrize("direct", [200_000, 0], ids=["direct", "in rounds"])
-@pytest.mark.parametrize("options", [{}, {"min_channels": 2, "round_to": 2}])
-@pytest.mark.parametrize("network", [Deep, zg.models.googlenet, zg.models.lenet300])
-def test_the_closed_form_is_the_plain_ops(
-    network: type[nn.Module], options: dict[str, int], direct: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Values and gradients, also where many groups are closed and where p is in float32."""
-    monkeypatch.setattr("zerogate.cost.closed_form.DIRECT", direct)
-    shape = {Deep: (2, 3), zg.models.googlenet: CIFAR, zg.models.lenet300: (2, 1, 28, 28)}[network]
-    sparse = zg.sparsify(network(), torch.randn(shape), **options)  # type: ignore[arg-type]
-    cost = sparse.cost_model
-    for kind, closes in itertools.product((torch.float64, torch.float32), (False, True)):
-        p = torch.rand(cost.units).to(kind)
-        for group in sparse.groups if closes else ():
-            p[group.slice] = p[group.slice].round() if torch.rand(()) < 0.5 else 0.0
-        p.requires_grad_()
-        for over in ("params", "macs"):
-            closed = cost.priced(p, over, 0.5)
-            plain = CostModel.priced(cost, p, over, 0.5)
-            assert closed.dtype == plain.dtype == kind
-            torch.testing.assert_close(closed, plain)
-            found, wanted = (torch.autograd.grad(x, p)[0] for x in (closed, plain))
-            near = 1e-9 if kind == torch.float64 else 1e-6
-            torch.testing.assert_close(found, wanted, rtol=near, atol=near * float(1 + wanted.abs().max()))
-
-
-def test_cost_of_weights_in_closed_form() -> None:
-    torch.manual_seed(0)
-    sparse = zg.sparsify(zg.models.lenet5(), torch.randn(2, 1, 28, 28), unit="weight")
-    cost = sparse.cost_model
-    for p in (torch.rand(cost.units), (torch.rand(cost.units) < 0.3).float()):
-        p.requires_grad_()
-        for over in ("params", "macs", "params"):
-            found, wanted = cost.priced(p, over, 1e-3), CostModel.priced(cost, p, over, 1e-3)
-            torch.testing.assert_close(found, wanted)
-            for a, b in zip(*(torch.autograd.grad(x, p) for x in (found, wanted)), strict=True):
-                torch.testing.assert_close(a, b)
-    assert cost.expected(p).params.item() == cost.exact(p > 0).params
-    assert torch.func.grad(lambda p: cost.priced(p, "macs"))(p.detach()).shape == p.shape
-
-
 def test_macs_are_per_example() -> None:
     one = zg.sparsify(Residual(), torch.randn(1, 2, 5, 5)).dense_cost
     five = zg.sparsify(Residual(), torch.randn(5, 2, 5, 5)).dense_cost
@@ -292,41 +189,6 @@ def test_a_layer_used_twice_costs_twice_the_macs_and_once_the_parameters() -> No
     close_randomly(sparse, torch.Generator().manual_seed(0), "share")
     small = sparse.compact()
     assert sparse.cost() == zg.Cost(sum(p.numel() for p in small.parameters()), count_macs(small, x))
-
-
-def test_weights_cost_what_is_not_zero() -> None:
-    model = zg.models.resnet20()
-    sparse = zg.sparsify(model, torch.randn(2, 3, 32, 32), unit="weight")
-    assert len(sparse.logits) == 432 + 9 * (6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64)
-    assert sparse.dense_cost == zg.Cost(
-        sum(p.numel() for p in model.parameters()), count_macs(model, torch.randn(1, 3, 32, 32))
-    )
-    with torch.no_grad():
-        sparse.logits.copy_(torch.where(torch.rand(len(sparse.logits)) < 0.2, 8.0, -8.0))
-    small = sparse.compact()
-    zeros = sum(int((p == 0).sum()) for n, p in small.named_parameters() if ".conv" in n or n.startswith("conv"))
-    assert sparse.cost().params == sparse.dense_cost.params - zeros
-    assert sparse.cost(hard=False).params.item() == pytest.approx(sparse.cost().params, rel=0.02)
-    assert small.classifier.weight.count_nonzero() == small.classifier.weight.numel()
-    assert all(p.count_nonzero() for n, p in small.named_parameters() if "shortcut" in n)
-
-
-@pytest.mark.parametrize("over", ["gates", "params", "macs"])
-@pytest.mark.parametrize("reduce", ["mean", "sum"])
-def test_penalty(over: str, reduce: str) -> None:
-    model = Residual()
-    sparse = zg.sparsify(model, torch.randn(2, 2, 5, 5), objective=zg.Penalty(0.7, over=over, reduce=reduce))  # type: ignore[arg-type]
-    p = sparse.open_probability()
-    if over == "gates":
-        expected = p.mean() if reduce == "mean" else p.sum()
-    else:
-        expected = getattr(sparse.cost(hard=False), over)
-        if reduce == "mean":
-            expected = expected / getattr(sparse.dense_cost, over)
-    assert sparse.loss().item() == pytest.approx(0.7 * expected.item(), rel=1e-6)
-    sparse.loss().backward()
-    assert sparse.logits.grad is not None
-    assert (sparse.logits.grad > 0).all()
 
 
 def test_layers_without_rules_still_count() -> None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zerogate as zg
+from event_counts import one_by_one, random_probabilities
 from random_nets import RandomNetwork
 from support import close_randomly, count_macs, randomise, relative
 from zerogate.cost.channels import ChannelCost
-from zerogate.cost.poisson_binomial import count_distribution
 
 OPTIONS = [(1, 1), (2, 1), (3, 1), (1, 2), (1, 4), (2, 4), (3, 2), (4, 8), (9, 4)]
 options = pytest.mark.parametrize("m, r", OPTIONS)
@@ -48,16 +48,6 @@ def mean_width(p: list[float], m: int, r: int) -> float:
     return total
 
 
-def one_by_one(p: Tensor) -> Tensor:
-    """P(N = k) of every row, event after event: O(width²)."""
-    found = torch.zeros(p.shape[0], p.shape[1] + 1, dtype=torch.float64)
-    found[:, 0] = 1
-    for q in p.unbind(1):
-        shifted = torch.cat([torch.zeros(p.shape[0], 1, dtype=torch.float64), found[:, :-1]], 1)
-        found = found * (1 - q)[:, None] + shifted * q[:, None]
-    return found
-
-
 class Calls(TorchDispatchMode):
     """Names of the ATen calls made inside."""
 
@@ -68,24 +58,6 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
-
-
-def random_probabilities(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Among them many at 0, at 1 and near both, as trained gates have."""
-    p = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return torch.where(torch.rand(shape, generator=generator) < 0.5, p, torch.sigmoid(60 * p - 30).round(decimals=6))
-
-
-@pytest.mark.parametrize("width", [0, 1, 2, 3, 7, 64, 100, 2048, 4096])
-def test_distribution(width: int) -> None:
-    generator = torch.Generator().manual_seed(width)
-    p = random_probabilities((3, width), generator)
-    p[0] = p[0].round()
-    found = count_distribution(p)
-    assert found.shape == (3, width + 1)
-    assert (found - one_by_one(p)).abs().max() < 1e-13
-    assert (found.sum(1) - 1).abs().max() < 1e-13
-    assert found[0].round()[int(p[0].sum())] == 1
 
 
 @pytest.mark.parametrize("size", [2048, 4096])
@@ -247,9 +219,9 @@ def test_what_is_switched_off_costs_nothing() -> None:
     plain, wide = widened(sparse, 1, 1), widened(sparse, 4, 8)
     counts = []
     for cost in (plain, wide):
-        cost.priced(p, "params")  # makes its tables
+        cost.weighted(p, "params")  # makes its tables
         with Calls() as counted:
-            cost.priced(p, "params")
+            cost.weighted(p, "params")
         counts.append(counted)
     off, on = counts
     assert not any("fft" in name for name in off.names)
@@ -270,7 +242,5 @@ def test_nothing_waits_for_the_device(m: int, r: int) -> None:
 @pytest.mark.parametrize("value", [0, -3, 2.0, True, "8", None])
 def test_options_out_of_range(option: str, value: object) -> None:
     sparse = perceptron(3, 2)
-    with pytest.raises(
-        zg.ZerogateError, match=f"{option} is a whole number .* at least 1, got {value!r}; leave it out"
-    ):
+    with pytest.raises(zg.ZerogateError, match=f"{option} must be a whole number of at least 1, got {value!r}"):
         ChannelCost(sparse.structure, {}, **{option: value})  # type: ignore[arg-type]

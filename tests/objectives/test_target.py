@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import zerogate as zg
 from random_nets import FAMILIES
 from zerogate.cli.main import main
-from zerogate.cost.channels import Cost, CostModel
+from zerogate.cost.model import Cost, CostModel
 from zerogate.objectives.target import MARGIN, REACH
 from zerogate.training.classifier import Classifier
 from zerogate.training.train import compose, train

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from zerogate.bench import older
 from zerogate.bench import table as tables
+from zerogate.bench.figures import plot
 from zerogate.bench.records import Records
 from zerogate.bench.render import Rendered, Section, render
 from zerogate.bench.table import Plain, Table
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.files import write
-from zerogate.report.markdown import grid
+from zerogate.report.figures import svg_document
+from zerogate.report.text import markdown_table
 
 ORDER = ("lenet", "googlenet", "resnet20", "digits", "latency", "overhead", "zoo", "recipes")
 """The tables in documents, in this order."""
@@ -55,11 +57,9 @@ def _svg(table: Rendered) -> str:
     if table.plot is None:
         return ""
     try:
-        from zerogate.bench.figures import plot
-        from zerogate.report.figures import svg_document
+        figure = plot(table)
     except ModuleNotFoundError as error:
         raise ZerogateError("plots need matplotlib; pip install 'zerogate[train]'") from error
-    figure = plot(table)
     if figure is None:
         return ""
     return "\n".join(line.rstrip() for line in svg_document(figure).splitlines()) + "\n"
@@ -109,7 +109,7 @@ def _excerpt(section: Section, asked: Plain) -> list[str]:
     shown = [i for i, name in enumerate(names, 1) if name in asked.get("columns", [name])]
     columns = [0, *shown, *range(len(names) + 1, len(head))]  # the label, columns, then n and goal
     parts = [f"{section.title}:"] if section.title else []
-    parts.append(grid([head[i] for i in columns], [[row[i] for i in columns] for row in rows]))
+    parts.append(markdown_table([head[i] for i in columns], [[row[i] for i in columns] for row in rows]))
     if asked.get("facts"):
         parts += [fact for fact in section.facts if " runs on " not in fact]
     return parts

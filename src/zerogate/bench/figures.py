@@ -1,64 +1,50 @@
-"""A table as a plot: one panel for every cost, a series for every method, error bars of one standard deviation."""
+"""A table as a figure: one panel for every cost, a series for every method, error bars of one standard deviation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from typing import TYPE_CHECKING, Any
 
 from zerogate.bench import columns
 from zerogate.bench.render import Line, Rendered, Section
+from zerogate.report.figures import Panel, Point, Series, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot(table: Rendered) -> Figure | None:
     """Rows of panels, one row for every section; None for a table that asks for no plot, or has nothing to show.
 
-    `plot` of the definition: `y`, a column; `x`, columns; `series`, from the name of a series to how its rows' ids begin.
+    `plot` of the definition: `y`, a column; `x`, columns; `series`, from the name of a series to how its rows' ids begin;
+    `loose`, names of series whose points no line joins; `log`, columns on a logarithmic scale.
     """
-    wanted = table.plot
-    if wanted is None:
+    if table.plot is None:
         return None
-    shown = [
-        section for section in table.sections if _points(section, wanted["y"], wanted["x"][0], list(section.lines))
+    y, xs = table.plot["y"], table.plot["x"]
+    rows = [
+        (section.title, [_panel(section, table.plot, x) for x in xs])
+        for section in table.sections
+        if _points(section.lines, xs[0], y)
     ]
-    if not shown:
-        return None
-    figure = Figure(figsize=(4.2 * len(wanted["x"]), 3.6 * len(shown)), layout="constrained")
-    panels = figure.subplots(len(shown), len(wanted["x"]), squeeze=False)
-    for row, section in zip(panels, shown, strict=True):
-        for axes, x in zip(row, wanted["x"], strict=True):
-            _panel(axes, section, wanted, x)
-        row[0].set_title(section.title, loc="left", fontsize=9)
-        row[0].legend(frameon=False, fontsize=7)
-    return figure
+    return panels(rows) if rows else None
 
 
-def _panel(axes: Any, section: Section, wanted: Mapping[str, Any], x: str) -> None:
-    for (name, start), marker in zip(wanted["series"].items(), "o*sD^vPX<>" * len(wanted["series"]), strict=False):
+def _panel(section: Section, plot: Mapping[str, Any], x: str) -> Panel:
+    series = []
+    for name, start in plot["series"].items():
         starts = tuple(start) if isinstance(start, list) else (start,)
         lines = [line for line in section.lines if line.id.startswith(starts)]
-        points = sorted(_points(section, wanted["y"], x, lines))
-        if points:
-            xs, ys, widths, heights = zip(*points, strict=True)
-            line = "none" if len(points) == 1 or name in wanted.get("loose", ()) else "-"
-            axes.errorbar(xs, ys, heights, widths, marker=marker, linestyle=line, markersize=5, linewidth=1, capsize=2,
-                          label=name)  # fmt: skip
-    axes.set(xlabel=columns.column(x).head, ylabel=columns.column(wanted["y"]).head)
-    if x in wanted.get("log", ()):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-    axes.spines[["top", "right"]].set_visible(False)
+        series.append(Series(name, _points(lines, x, plot["y"]), name not in plot.get("loose", ())))
+    log = x in plot.get("log", ())
+    return Panel(series, columns.column(x).head, columns.column(plot["y"]).head, log)
 
 
-def _points(section: Section, y: str, x: str, lines: Sequence[Line]) -> list[tuple[float, float, float, float]]:
-    """(x, y, standard deviation of x, of y) of the rows that have both."""
-    found = []
+def _points(lines: Sequence[Line], x: str, y: str) -> list[Point]:
+    """The means of the rows that have both columns, with their standard deviations."""
+    points = []
     for line in lines:
         across, up = line.cells.get(x), line.cells.get(y)
         if across is not None and up is not None and across.mean is not None and up.mean is not None:
-            found.append((across.mean, up.mean, across.std or 0.0, up.std or 0.0))
-    return found
+            points.append(Point(across.mean, up.mean, across.std or 0.0, up.std or 0.0))
+    return points

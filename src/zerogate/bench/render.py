@@ -13,7 +13,7 @@ from zerogate.bench.columns import Value
 from zerogate.bench.goals import Chosen, figures_of, goals_of, smallest
 from zerogate.bench.records import Record
 from zerogate.bench.table import Plain, Row, Table
-from zerogate.report.markdown import grid
+from zerogate.report.text import markdown_table
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Rendered:
         for section in self.sections:
             if section.title:
                 parts.append(f"{'#' * (level + 1)} {section.title}")
-            parts.append(grid(section.head(), section.rows()))
+            parts.append(markdown_table(section.head(), section.rows()))
             parts += section.facts
         if self.notes:
             parts.append("\n".join(f"* {note}" for note in self.notes))

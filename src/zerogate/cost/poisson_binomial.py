@@ -24,9 +24,8 @@ def count_distribution(p: Tensor) -> Tensor:
     p = torch.cat([p, p.new_zeros(rows, full - width)], 1)  # events that never happen
     factors = torch.stack([1 - p, p], -1)  # [rows, polynomials, coefficients]
     while factors.shape[1] > 1:
-        degree = 2 * (
-            factors.shape[2] - 1
-        )  # of the products; 2·degree points are a power of two: fast and most accurate
+        degree = 2 * (factors.shape[2] - 1)  # of the products
+        # 2·degree points are a power of two: fast and most accurate
         spectrum = torch.fft.rfft(factors, n=2 * degree)
         factors = torch.fft.irfft(spectrum[:, ::2] * spectrum[:, 1::2], n=2 * degree)[..., : degree + 1]
     return factors[:, 0, : width + 1]

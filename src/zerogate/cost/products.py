@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from zerogate.cost.index_tables import padded
+
+
+class _Context(FunctionCtx):
+    saved_tensors: tuple[Tensor]
 
 
 class _Product(torch.autograd.Function):
@@ -18,11 +26,11 @@ class _Product(torch.autograd.Function):
         return x.prod(-1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: _Context, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         one = torch.ones_like(x[..., :1])
         before = torch.cat([one, x[..., :-1]], -1).cumprod(-1)
@@ -30,21 +38,19 @@ class _Product(torch.autograd.Function):
         return grad[..., None] * before * after
 
 
-class Products:
-    """Products of entries of a vector in which entry ``one`` is 1; rows are lists of entries."""
+@dataclass(frozen=True)
+class EntryProducts:
+    """The product of the entries that each row lists, of a vector."""
 
-    def __init__(self, rows: list[list[int]], one: int) -> None:
-        self._entries = {torch.device("cpu"): padded(rows, one)}
+    entries: Tensor
+    """int64 [rows, longest]; short rows are filled up with an entry that is 1."""
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[int]], one: int) -> EntryProducts:
+        """Products of these entries, of a vector whose entry ``one`` is 1."""
+        return EntryProducts(padded(rows, one))
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.device not in self._entries:
-            self._entries[x.device] = self._entries[torch.device("cpu")].to(x.device)
-        product: Tensor = _Product.apply(x[self._entries[x.device]])
+        """The products, [rows], of entries of the vector x."""
+        product: Tensor = _Product.apply(x[self.entries])
         return product
-
-
-def padded(lists: list[list[int]], fill: int) -> Tensor:
-    """Index lists as one int64 matrix [lists, longest], short ones filled up."""
-    width = max((len(x) for x in lists), default=0)
-    rows = [[*x, *[fill] * (width - len(x))] for x in lists]
-    return torch.tensor(rows, dtype=torch.int64).view(len(lists), width)

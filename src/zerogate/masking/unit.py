@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zerogate.cost.channels import ChannelCost, CostModel, WeightCost
+from zerogate.cost.channels import ChannelCost
+from zerogate.cost.model import CostModel
+from zerogate.cost.weights import WeightCost
 from zerogate.cutting.plan import Plan, make_plan
 from zerogate.masking.placement import Placement, channel_placements, weight_placements
 from zerogate.structure import KINDS, Group, Structure

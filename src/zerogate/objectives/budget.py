@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from zerogate.cost.channels import CostModel
+from zerogate.cost.model import CostModel
 from zerogate.errors import ZerogateError
 
 Over = Literal["gates", "params", "macs"]

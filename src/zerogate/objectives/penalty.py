@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from zerogate.checks import check, check_choice
-from zerogate.cost.channels import CostModel
+from zerogate.cost.model import CostModel
 from zerogate.objectives.budget import OVER, Over, dense_count
 
 Reduce = Literal["mean", "sum"]
@@ -40,7 +40,7 @@ class Penalty(nn.Module):
         if self.over == "gates":
             return p.sum() * (self.weight / len(p) if self.reduce == "mean" else self.weight)
         dense = dense_count(cost, self.over) if self.reduce == "mean" else 1
-        return cost.priced(p, self.over, self.weight / dense)
+        return cost.weighted(p, self.over, self.weight / dense)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, over={self.over!r}, reduce={self.reduce!r}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.checks import check_share, check_whole
-from zerogate.cost.channels import CostModel
+from zerogate.cost.model import CostModel
 from zerogate.errors import ZerogateError
 from zerogate.objectives.budget import Budget, Over, dense_count
 from zerogate.objectives.projection import MARGIN
@@ -103,7 +103,7 @@ class Target(nn.Module):
         """The share of the dense count that is left at open probabilities p [units], 0-dim."""
         if self.over == "gates":
             return p.mean().float()
-        return cost.priced(p, self.over, 1 / dense_count(cost, self.over)).float()
+        return cost.weighted(p, self.over, 1 / dense_count(cost, self.over)).float()
 
     @torch.no_grad()
     def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> bool:

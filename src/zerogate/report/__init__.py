@@ -1,1 +1,1 @@
-"""What is said of a gated network: tables, text, pictures."""
+"""What is reported of a gated network and of runs: tables as values, text and Markdown, figures, a page."""

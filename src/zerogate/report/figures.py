@@ -1,18 +1,19 @@
-"""Figures that compare runs, and a page to put them on: one HTML file that opens from disk."""
+"""Everything that is drawn: figures that compare runs, panels of results with error bars, and their SVG.
+
+The functions need matplotlib, which the library itself does without: they import it, and raise `ModuleNotFoundError`
+without it.
+"""
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
-
-from zerogate.files import write
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Results = Mapping[str, Mapping[str, Any]]
 """What result.json holds, by the run's label; labels before a colon name the series."""
@@ -20,10 +21,43 @@ Results = Mapping[str, Mapping[str, Any]]
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "zerogate", "axes.spines.top": False, "axes.spines.right": False}
 
 
+@dataclass(frozen=True, order=True)
+class Point:
+    """A result, with the standard deviations of both numbers."""
+
+    x: float
+    y: float
+    x_std: float = 0.0
+    y_std: float = 0.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour and one marker."""
+
+    label: str
+    """What the legend calls it."""
+    points: Sequence[Point]
+    """Drawn in the order of their x."""
+    joined: bool = True
+    """Whether a line joins them."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    series: Sequence[Series]
+    """Those without points are left out, and keep their marker."""
+    x_label: str
+    y_label: str
+    log: bool = False
+    """Whether x is on a logarithmic scale."""
+
+
 def accuracy_against_sparsity(results: Results) -> Figure:
     """Test accuracy of every run over the share of parameters that it removed, one series for each method."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _single()
     series: dict[str, list[tuple[float, float, str]]] = {}
     for label, result in results.items():
         method, _, setting = label.partition(": ")
@@ -46,8 +80,9 @@ def accuracy_against_remaining(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         rows: with kind, density, remaining, test_accuracy and test_accuracy_std, None for a single run.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    from matplotlib.ticker import NullLocator
+
+    figure, axes = _single()
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     for kind, marker in zip(kinds, "osD^vPX*" * len(kinds), strict=False):
         points = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["remaining"])
@@ -69,8 +104,7 @@ def accuracy_against_remaining(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def l0_over_training(histories: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     """The L0 term before its weight (expected share of open gates) over training: (epoch, value) pairs by label."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _single()
     for label, points in histories.items():
         axes.plot([p[0] for p in points], [p[1] for p in points], label=label)
     axes.set(xlabel="epoch", ylabel="L0 term / λ", ylim=(0, None))
@@ -81,7 +115,7 @@ def l0_over_training(histories: Mapping[str, Sequence[tuple[float, float]]]) -> 
 def kept_channels(results: Results) -> Figure:
     """Kept units of every group, a row of bars for each gated run."""
     gated = {label: result for label, result in results.items() if result.get("groups")}
-    figure = Figure(figsize=(7, 1 + 1.1 * len(gated)), layout="constrained")
+    figure = _figure(7, 1 + 1.1 * len(gated))
     grid = figure.subplots(len(gated), 1, sharex=True, squeeze=False)
     for axes, (label, result) in zip(grid.flat, gated.items(), strict=True):
         names = [group["name"] for group in result["groups"]]
@@ -94,42 +128,66 @@ def kept_channels(results: Results) -> Figure:
     return figure
 
 
+def panels(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
+    """Rows of panels below each other; a row's title and legend are in its first one.
+
+    Args:
+        rows: the title and the panels of each; at least one row, all of the same length.
+    """
+    width = len(rows[0][1])
+    figure = _figure(4.2 * width, 3.6 * len(rows))
+    grid = figure.subplots(len(rows), width, squeeze=False)
+    for across, (title, row) in zip(grid, rows, strict=True):
+        for axes, panel in zip(across, row, strict=True):
+            _draw(axes, panel)
+        across[0].set_title(title, loc="left", fontsize=9)
+        across[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for series, marker in zip(panel.series, "o*sD^vPX<>" * len(panel.series), strict=False):
+        points = sorted(series.points)
+        if points:
+            line = "-" if series.joined and len(points) > 1 else "none"
+            axes.errorbar(
+                [p.x for p in points], [p.y for p in points], [p.y_std for p in points], [p.x_std for p in points],
+                marker=marker, linestyle=line, markersize=5, linewidth=1, capsize=2, label=series.label,
+            )  # fmt: skip
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    if panel.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _single() -> tuple[Figure, Axes]:
+    """A figure of one pair of axes."""
+    figure = _figure(7, 4.2)
+    return figure, figure.add_subplot()
+
+
 def svg(figure: Figure) -> str:
-    """A figure as an inline SVG element."""
-    drawn = svg_document(figure)
-    return drawn[drawn.index("<svg") :]
+    """A figure as an SVG element to put into a page."""
+    document = svg_document(figure)
+    return document[document.index("<svg") :]
 
 
 def svg_document(figure: Figure) -> str:
     """A figure as a whole SVG file, the same text for the same figure."""
+    from matplotlib import rc_context
+
     text = io.StringIO()
     with rc_context(_STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; first column left, figures right."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
-
-
-def page(title: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """A whole HTML document of (heading, sentence, body) sections."""
-    parts = [f"<h2>{html.escape(head)}</h2><p>{html.escape(text)}</p>{body}" for head, text, body in sections]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
-        "table{border-collapse:collapse;font-size:14px}td,th{padding:.3em .7em;border-bottom:1px solid #ddd;"
-        "text-align:right}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}</style></head>"
-        f"<body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>\n"
-    )
-
-
-def write_page(path: Path, title: str, sections: Sequence[tuple[str, str, str]]) -> None:
-    """Writes `page` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, page(title, sections).encode())

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from zerogate.files import write
 from zerogate.report import figures
-from zerogate.report.markdown import grid
+from zerogate.report.text import markdown_table
 from zerogate.training.run_folder import Run, write_csv, write_json
 from zerogate.training.train import said
 
@@ -113,4 +113,4 @@ def table_of(rows: Sequence[Row]) -> str:
             row["kind"], density, f"{100 * row['test_accuracy']:.2f}{spread}", f"{100 * row['remaining']:.2f}",
             f"{row['params']:,.0f}", f"{row['epochs']:g}", str(row["n"]),
         ))  # fmt: skip
-    return grid(head, lines, aligned=True)
+    return markdown_table(head, lines, align=True)

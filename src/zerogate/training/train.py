@@ -23,7 +23,7 @@ import zerogate
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CheckpointError, ConfigError
 from zerogate.modules.index import tensor_bytes
-from zerogate.report.table import target_row
+from zerogate.report.count import target_row
 from zerogate.storage.plan_json import describe_plan
 from zerogate.training import build as building
 from zerogate.training import provenance
@@ -226,7 +226,8 @@ def _finish(run: Run, config: DictConfig, module: Classifier, batches: ImageData
             **_cost(module, batches),
         }
     final = scores["last"]
-    target = None if module.sparse is None else target_row(module.sparse)
+    sparse = module.sparse
+    target = None if sparse is None else target_row(sparse.objective, sparse.is_open(), sparse.cost_model)
     result: dict[str, Any] = {
         "name": config.name,
         "model": config.model._target_,

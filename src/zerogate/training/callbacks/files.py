@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from zerogate.report.table import target_row
+from zerogate.report.count import target_row
 from zerogate.training.classifier import Classifier
 from zerogate.training.run_folder import Run, write_csv
 
@@ -90,7 +90,8 @@ class RunFiles(Callback):
             row["temperature"] = temperature(module)
         row |= {"lr": module.rates["weights"], "gate_lr": module.rates.get("gates")}
         self.rows.append(row)
-        reached = None if module.sparse is None else target_row(module.sparse)
+        sparse = module.sparse
+        reached = None if sparse is None else target_row(sparse.objective, sparse.is_open(), sparse.cost_model)
         fits = reached is None or reached.reached <= reached.share
         if (fits, val["accuracy"]) > (self.fits, self.best):
             self.fits, self.best = fits, val["accuracy"]
