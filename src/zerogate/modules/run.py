@@ -1,8 +1,9 @@
-"""Running a model on example inputs."""
+"""Running a model on example inputs, and the cores there are to run on."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def usable_cores() -> int:
+    """The number of CPU cores that this process may use; all of the machine's where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
