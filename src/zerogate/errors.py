@@ -30,6 +30,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
+def one_line(error: BaseException) -> str:
+    """All that an error says, its line breaks as blanks."""
+    return " ".join(str(error).split())
+
+
 def no_weights(model: object, device: object) -> str:
     """The message for a model that holds shapes only."""
     return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from zerogate.bench import table as definitions
 from zerogate.errors import ConfigError
+from zerogate.modules.run import usable_cores
 
 HELP = """\
 zerogate bench TABLE [KEY=VALUE ...]   run what a table lacks, then write it as Markdown, CSV, JSON and a plot
@@ -169,7 +169,7 @@ def _run(table: definitions.Table, given: Options) -> int:
     seeds = range(given.seeds or table.seeds[profile])
     asked = definitions.jobs(table, profile, seeds, given.budget, given.epochs, given.only, given.limit,
                             given.precision)  # fmt: skip
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     workers = 1 if table.alone else given.workers or (min(cores, 8) if cuda else cores)
     threads = 1 if table.alone else max(1, cores // workers)
     queue = Queue(asked, Records(given.results / "records"), given.output, workers, threads, given.extra,

@@ -20,6 +20,7 @@ from zerogate.training import build as building
 from zerogate.training import ticket_search as searches
 from zerogate.training import train as runs
 from zerogate.training.config import compose as settings
+from zerogate.training.costs import dense_cost
 from zerogate.training.run_folder import Run
 
 
@@ -133,7 +134,7 @@ def _figures(task: Task, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     dense = networks.dense_network(config, images.num_classes, images.shape).eval()
     figures = _of_result(result) | {"total_epochs": task.total_epochs}
-    cost = building.dense_cost(dense, torch.zeros(2, *images.shape))
+    cost = dense_cost(dense, torch.zeros(2, *images.shape))
     figures |= {f"dense_{key}": value for key, value in cost.items()}
     figures |= {f"density_{key}": figures[key] / value for key, value in cost.items() if value and key in figures}
     figures |= {"widths": networks.widths(small), "dense_widths": networks.widths(dense)}

@@ -14,8 +14,9 @@ from zerogate.errors import ZerogateError
 from zerogate.models.layers import init_kaiming
 from zerogate.modules.internals import BATCH_NORM, CONVOLUTION
 from zerogate.training import build as building
+from zerogate.training.checkpoints import load_weights
 from zerogate.training.config import compose as settings
-from zerogate.training.run_folder import Run, load_weights
+from zerogate.training.run_folder import Run
 
 Widths = dict[str, list[int]]
 

@@ -76,10 +76,11 @@ def _record(job: dict[str, Any], folder: Path, clock: _Clock) -> int:
     import torch
 
     from zerogate.bench import table as definitions
+    from zerogate.bench import torch_pruning
     from zerogate.bench.kinds import Task, carry_out
     from zerogate.bench.records import FORMAT, Records
     from zerogate.training import provenance
-    from zerogate.training.callbacks.files import StoppedError
+    from zerogate.training.interruption import StoppedError
 
     torch.set_num_threads(job["threads"])
     figures = {row: Records(job["records"]).find(job["table"]).by_digest()[of]["figures"]
@@ -89,7 +90,8 @@ def _record(job: dict[str, Any], folder: Path, clock: _Clock) -> int:
         return definitions.filled(text, job["folders"], figures)
 
     packages = ("pytorch-lightning", "torch-pruning") if job["kind"] == "torch_pruning" else ("pytorch-lightning",)
-    origin = provenance.origin(*packages)  # now: the source may change while the run goes on
+    # Now, since the source may change while the run goes on.
+    origin = provenance.origin(*packages, folders=[torch_pruning.FOLDER])
     task = Task(
         job["kind"], job["seed"], tuple(map(filled, job["overrides"])),
         {key: filled(value) for key, value in job["options"].items()}, tuple(job["extra"]), folder, job["total_epochs"],

@@ -26,13 +26,15 @@ from omegaconf import DictConfig
 
 from zerogate.errors import ConfigError, ZerogateError
 from zerogate.files import write
+from zerogate.modules.run import usable_cores
 from zerogate.report import figures as plots
 from zerogate.tickets.time import Time
 from zerogate.training import provenance
-from zerogate.training import train as runs
-from zerogate.training.callbacks.files import StoppedError
 from zerogate.training.config import compose as settings
-from zerogate.training.run_folder import Run, write_csv, write_json
+from zerogate.training.config import resume
+from zerogate.training.config.checks import time_of
+from zerogate.training.interruption import StoppedError
+from zerogate.training.run_folder import Run, default_folder, write_csv, write_json
 from zerogate.training.ticket_search import search
 
 COLUMNS = ("kind", "density", "n", "test_accuracy", "test_accuracy_std", "val_accuracy", "val_accuracy_std",
@@ -94,7 +96,7 @@ def compare(config: DictConfig) -> dict[str, Any]:
         folder.begin(config)
     missing = [one for one in searches if not Run(folder.folder / one.name).result.is_file()]
     print(f"comparison {folder}: {len(searches)} searches, {len(searches) - len(missing)} of them finished", flush=True)
-    workers = min(config.compare.workers or _cores(), max(len(missing), 1))
+    workers = min(config.compare.workers or usable_cores(), max(len(missing), 1))
     shown = config.trainer.progress != "none"
     try:
         for line in _carry_out(folder, missing, workers):
@@ -107,18 +109,17 @@ def compare(config: DictConfig) -> dict[str, Any]:
 
 def _opened(config: DictConfig) -> tuple[_Folder, DictConfig, list[str], bool]:
     """The folder, the configuration, the overrides that its searches share, and whether the comparison goes on."""
+    resume.check_resume(config)
     if not config.resume:
-        folder = _Folder(config.output or runs.default_folder(config.name))
+        folder = _Folder(config.output or default_folder(config.name))
         folder.check_free(config.overwrite)
         return folder, config, list(config.overrides), False
-    if config.overwrite:
-        raise ConfigError("resume and overwrite=true contradict each other; give one of them")
     folder = _Folder(Run.of(config.resume).folder)
     stored = settings.load(folder.config)
     command = settings.command_of(stored)
     if command != "compare":
         raise ConfigError(f"{folder} is of zerogate {command}; go on with zerogate {command} resume={folder}")
-    return folder, settings.resumed(config, folder.folder, stored), [*stored.overrides, *config.overrides], True
+    return folder, resume.resumed(config, folder.folder, stored), [*stored.overrides, *config.overrides], True
 
 
 def _searches(config: DictConfig, given: Sequence[str]) -> list[_Search]:
@@ -164,14 +165,10 @@ def _stated(density: float | None) -> list[str]:
 def _length(config: DictConfig) -> Time:
     """How long kinds of one stage train."""
     wanted = config.search
-    each = settings.time_of(wanted.length or config.trainer.max_epochs)
-    last = each if wanted.final_length is None else settings.time_of(wanted.final_length)
+    each = time_of(wanted.length or config.trainer.max_epochs)
+    last = each if wanted.final_length is None else time_of(wanted.final_length)
     rounds = wanted.rounds if config.compare.equal == "search" else 0
     return Time(rounds * each.epochs + last.epochs, rounds * each.iterations + last.iterations)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # carrying out
@@ -281,7 +278,7 @@ def _summarise(folder: _Folder, config: DictConfig, searches: Sequence[_Search])
     write(folder.own["table.md"], (table + "\n").encode())
     write_csv(folder.own["table.csv"], COLUMNS, rows)
     write(folder.own["plot.svg"], plots.svg(plots.accuracy_against_remaining(rows)).encode())
-    summary = {"name": config.name, "rows": rows, "searches": each, **runs.said(config)}
+    summary = {"name": config.name, "rows": rows, "searches": each, **provenance.provenance_of(config)}
     write_json(folder.own["compare.json"], summary)
     return summary | {"table": table, "folder": str(folder)}
 
