@@ -14,7 +14,8 @@ import statistics
 from pathlib import Path
 
 from provenance import provenance
-from zerogate.training.train import compose, train
+from zerogate.training.config.compose import compose
+from zerogate.training.train import train
 
 FIGURES = ("val_accuracy", "test_accuracy", "sparsity_params", "sparsity_macs", "params", "macs", "compaction_error")
 

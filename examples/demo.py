@@ -18,7 +18,8 @@ from rich.table import Table
 import zerogate as zg
 from zerogate.cost.stopwatch import latency_ratio
 from zerogate.report import figures as plots
-from zerogate.training.train import compose, train
+from zerogate.training.config.compose import compose
+from zerogate.training.train import train
 
 OUTPUT = Path("outputs/demo")
 DENSE = OUTPUT / "dense"
