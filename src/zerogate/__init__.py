@@ -26,6 +26,7 @@ from zerogate.tickets.search import TicketSearch
 from zerogate.tickets.small_dense import small_dense
 from zerogate.tickets.stage import Stage
 from zerogate.tickets.time import Time
+from zerogate.training.lr_schedules import drops
 
 Hard = FixedGate
 """The name of `FixedGate` before 0.2; goes with the release after that."""
@@ -56,6 +57,7 @@ __all__ = [
     "Time",
     "WatchError",
     "ZerogateError",
+    "drops",
     "load",
     "models",
     "save",

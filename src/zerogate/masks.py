@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,14 @@ from zerogate.errors import CheckpointError, ZerogateError, first_line
 from zerogate.files import safetensors, write
 from zerogate.storage.encodings import packed, unpacked
 
-if TYPE_CHECKING:
-    from zerogate.sparsified import Sparsified
-
 _KEY, _VERSION = "zerogate_mask", 1
+
+
+class HasMask(Protocol):
+    """A gated model, which knows its ticket."""
+
+    def mask(self) -> Mask:
+        """What the deployed mask lets through now."""
 
 
 class Mask(Mapping[str, Tensor]):
@@ -30,33 +34,31 @@ class Mask(Mapping[str, Tensor]):
     Args:
         tensors: bool tensors, or tensors of zeros and ones, by the name of the parameter. They are copied to the CPU.
 
-    Raises `ZerogateError` for names that are no text and for other values than 0 and 1.
+    Raises `ZerogateError` for names that are not strings and for values other than 0 and 1.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors: dict[str, Tensor] = {}
-        for name, given in tensors.items():
-            if not isinstance(name, str) or not isinstance(given, Tensor):
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise ZerogateError(
-                    f"a mask has a tensor of zeros and ones for each name of a parameter, got {type(given).__name__} for "
+                    f"a mask has a tensor of zeros and ones for each name of a parameter, got {type(tensor).__name__} for "
                     f"{name!r}"
                 )
-            kept = given.detach().cpu() != 0
-            if given.dtype != torch.bool and not torch.equal(kept.to(given.dtype), given.detach().cpu()):
-                raise ZerogateError(
-                    f"a mask holds zeros and ones alone, and {name} holds other values; pass {name} > 0"
-                )
+            values = tensor.detach().cpu()
+            kept = values != 0
+            if values.dtype != torch.bool and not torch.equal(kept.to(values.dtype), values):
+                raise ZerogateError(f"a mask holds zeros and ones only, and {name} holds other values; pass {name} > 0")
             self._tensors[name] = kept.contiguous()
 
     @classmethod
-    def of(cls, sparse: Sparsified) -> Mask:
-        """The ticket of a gated model: what its deployed mask lets through now, of every weight with gates. A closed
-        channel's entries are those by which its consumers read it."""
-        return cls(sparse.entries(sparse.is_open()))
+    def of(cls, sparse: HasMask) -> Mask:
+        """The ticket of a gated model; see `Sparsified.mask`."""
+        return sparse.mask()
 
     @classmethod
     def of_zeros(cls, model: nn.Module) -> Mask:
-        """What is not exactly zero in the weights of a plain module's parameters of two or more dimensions."""
+        """The entries that are not exactly zero, of a plain module's parameters with two or more dimensions."""
         return cls({name: p.detach() != 0 for name, p in model.named_parameters() if p.ndim > 1})
 
     # a mapping

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from zerogate.compaction import compact as compaction
-from zerogate.cost.channels import ChannelCost, Cost, CostModel, WeightCost
-from zerogate.errors import WatchError, ZerogateError
+from zerogate.cost.channels import Cost
+from zerogate.errors import ZerogateError
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate
+from zerogate.gates.pruners import Pruner
+from zerogate.gates.schedules import Scheduled
 from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.masking.attachment import Attachment
 from zerogate.masking.forward import GatedForward
-from zerogate.masking.placement import channel_placements, weight_placements
-from zerogate.modules.internals import foreach_copy_
+from zerogate.masking.gated_weights import GatedWeights
+from zerogate.masking.state import Gates, flatten_names
+from zerogate.masking.unit import Layout
+from zerogate.masks import Mask
 from zerogate.modules.run import Inputs
+from zerogate.objectives import projection
+from zerogate.objectives.budget import Budget
 from zerogate.objectives.penalty import Penalty
-from zerogate.objectives.target import Target, project, settle
+from zerogate.objectives.target import Target
 from zerogate.report.table import Report, make_report
-from zerogate.structure import Structure
 
-if TYPE_CHECKING:
-    from zerogate.masks import Mask
+LEAST_TRAVEL = 0.3
+"""With Adam a logit moves by about its learning rate a step. Over a run whose length is known it should be able to move by
+this times the gate's own rate, which is enough to open and to close: 30 for hard-concrete gates, 9 for soft masks."""
 
 
 class Sparsified(nn.Module):
@@ -37,74 +44,85 @@ class Sparsified(nn.Module):
     A module of its own: its `state_dict` holds the logits and the gate's and objective's state, not the model.
 
     Attributes:
-        model: the model given to `sparsify`, gated in place.
-        logits: all gates of the model, one parameter [units]; negative closes, positive opens.
+        gates: their state: logits, kind, whether they stand still.
+        objective: `Penalty` or `Target`.
         unit: ``"channel"``, ``"head"``, ``"channel+head"`` or ``"weight"``.
-        groups: `Group`s: name, slice into ``logits``, producers, consumers.
-        dense_cost: `Cost` with every gate open.
+        groups: `Group`s in the order of their logits: name, slice into ``logits``, producers, consumers.
+        structure: units and the slices of tensors that they occupy.
+        cost_model: counts what is left with units open, and expects it at open probabilities.
+        placements: how gates lie on weights.
+        per_example: whether gates are drawn for every example, in training.
+        keep_class: whether compaction returns a module of the model's class.
+        example_inputs: what one forward takes; compaction compares outputs on them.
     """
-
-    model: nn.Module
-    index: Tensor  # the units of all placements, one after the other; one more for what has no gate
 
     def __init__(
         self,
         model: nn.Module,
         example_inputs: Inputs,
-        structure: Structure,
+        layout: Layout,
         *,
         gate: Gate,
-        unit: str,
         objective: Penalty | Target,
         per_example: bool,
-        excluded: frozenset[str],
-        min_channels: int,
-        round_to: int,
         graph: GraphModel | None = None,
     ) -> None:
         super().__init__()
         self.keep_class = graph is None
         self.__dict__["_graph"] = graph
         self._kept_in = _kept_in(model)
-        self.__dict__["model"] = model  # not a submodule: parameters and state of the two stay apart
         self.example_inputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, example_inputs)
-        self.structure = structure
-        self.unit = unit
-        parameters = dict(model.named_parameters())
-        shapes = {name: p.shape for name, p in parameters.items()}
-        self.cost_model: CostModel
-        if unit == "weight":
-            self.placements, self.groups = weight_placements(structure, shapes, excluded)
-            self.cost_model = WeightCost(
-                structure, {p.weight: g.slice for p, g in zip(self.placements, self.groups, strict=True)}, shapes
-            )
-        else:
-            self.placements, self.groups = channel_placements(structure, parameters), structure.groups
-            self.cost_model = ChannelCost(structure, shapes, min_channels, round_to)
-        units = self.groups[-1].slice.stop if self.groups else 0
-        if units == 0:
-            raise WatchError(_nothing_to_remove(model, structure))
-        if isinstance(objective, Target):
-            objective.check(self.cost_model, units)
-        self.gate = gate
-        self.objective = objective
-        device = next((p.device for p in parameters.values() if not p.is_meta), torch.device("cpu"))
-        self.logits = nn.Parameter(gate.initial_logits(units).to(device), requires_grad=gate.learns)
-        self.gate.to(device)
-        self.objective.to(device)
-        index = torch.cat([p.units for p in self.placements])
-        self.register_buffer("index", torch.where(index < 0, units, index).to(device), persistent=False)
-        self._held: Tensor | None = None  # the logits, for as long as they stay as they are
-        self._gating = GatedForward(self, self.placements, shapes, per_example)
-        self._attachment = Attachment(model, structure, self.placements, self._gating)
+        self._layout = layout
+        self.unit, self.structure, self.groups = layout.unit.name, layout.structure, layout.groups
+        self.placements, self.cost_model, self.per_example = layout.placements, layout.cost, per_example
+        budget = objective.budget(layout.cost) if isinstance(objective, Target) else None
+        if budget is not None:
+            budget.check_reachable()
+        if isinstance(gate, Pruner):
+            gate.check(budget)
+        device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.gates = Gates(gate, layout.units, torch.cat([p.units for p in layout.placements]), device)
+        self.objective = objective.to(device)
+        self._standing: Tensor | None = None  # the logits, for as long as they stay as they are
+        self._forward = GatedForward(model, self.gates, layout, per_example)
+        self._weights = GatedWeights(model, self._forward)
+        self._attachment = Attachment(model, self._forward)
+        flatten_names(self, "gates")
+        self.register_load_state_dict_post_hook(_after_loading)
         self.attach()
-        if isinstance(gate, FixedGate):
-            gate.begin(self)
+        if isinstance(gate, Pruner):
+            self._open(gate.first_open(self.groups))
+
+    # parts
 
     @property
-    def per_example(self) -> bool:
-        """Whether gates are drawn for every example, in training."""
-        return self._gating.per_example
+    def model(self) -> nn.Module:
+        """The model given to `sparsify`, gated in place; not a submodule: parameters and state of the two stay apart."""
+        return self._attachment.model
+
+    @property
+    def logits(self) -> nn.Parameter:
+        """All gates of the model, one parameter [units]; negative closes, positive opens."""
+        return self.gates.logits
+
+    @property
+    def gate(self) -> Gate:
+        """The kind of gate."""
+        return self.gates.gate
+
+    @property
+    def dense_cost(self) -> Cost:
+        """`Cost` with every gate open."""
+        return self.cost_model.dense
+
+    @property
+    def settled(self) -> bool:
+        """Whether a `Target` has fixed the gates: training goes on with the deployed mask, for the weights alone."""
+        return self.gates.frozen
+
+    @property
+    def _budget(self) -> Budget | None:
+        return self.objective.budget(self.cost_model) if isinstance(self.objective, Target) else None
 
     # training
 
@@ -116,12 +134,12 @@ class Sparsified(nn.Module):
         rate gates hardly move; and to no less than 0.3 r / steps where a `Target` knows the steps of the run, so that with
         Adam there is time for gates to open and to close."""
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [{"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}]
+        groups: list[dict[str, Any]] = [{"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}]
         if self.gate.learns:
             if gate_lr is None:
                 self._share_steps()
                 steps = self.objective.steps if isinstance(self.objective, Target) else None
-                gate_lr = self.gate.rate * max(lr, 0.3 / steps if steps else 0.0)
+                gate_lr = self.gate.rate * max(lr, LEAST_TRAVEL / steps if steps else 0.0)
             groups.append({"name": "gates", "params": [self.logits], "lr": gate_lr, "weight_decay": 0.0})
         return groups
 
@@ -129,36 +147,44 @@ class Sparsified(nn.Module):
         """The objective's term, a 0-dim tensor to add to the task's loss; 0 for gates that do not learn."""
         if not self.gate.learns:
             return self.logits.new_zeros(())
-        self._held = self.logits.detach().clone() if self.settled else None
-        return self.objective(self._gating.likely(isinstance(self.objective, Target)), self.cost_model)
+        self._standing = self.logits.detach().clone() if self.settled else None
+        return self.objective(self._forward.open_probability(isinstance(self.objective, Target)), self.cost_model)
 
     def step(self) -> None:
         """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
         self._share_steps()
         self.gate.step()
-        if isinstance(self.gate, FixedGate):
-            self.gate.follow(self)
-            self.zero_closed()
+        if not self.gate.learns:
+            self._prune()
+            self._zero_closed()
         elif isinstance(self.objective, Target):
-            self._hold()
+            self._keep_standing()
             if self.objective.step(self.open_probability(), self.is_open(), self.cost_model):
-                settle(self)
+                self._fit(
+                    *projection.settle(self.logits, self.groups, self.gate, self.objective.budget(self.cost_model))
+                )
+            self._follow_objective()
 
-    def _hold(self) -> None:
+    def _follow_objective(self) -> None:
+        """Has gates stand still from the step at which a `Target` has settled, also where a checkpoint says so."""
+        settled = isinstance(self.objective, Target) and self.objective.settled
+        self.gates.frozen = settled and self.gate.learns
+
+    def _keep_standing(self) -> None:
         """Puts logits back that stand still: the optimizer's momentum has moved them."""
-        if self._held is not None:
+        if self._standing is not None:
             with torch.no_grad():
-                self.logits.copy_(self._held)
-            self._held = None
+                self.logits.copy_(self._standing)
+            self._standing = None
 
     def _share_steps(self) -> None:
-        """Of the gate and the target, that which knows how long the run is tells the other."""
-        gate: Any = self.gate
-        if isinstance(self.objective, Target) and hasattr(gate, "steps"):
-            if self.objective.steps is None:
-                self.objective.steps = gate.steps
-            elif gate.steps is None:
-                gate.steps = self.objective.steps
+        """Of the gate and the objective, the one that knows how long the run is tells the other."""
+        gate, objective = self.gate, self.objective
+        if isinstance(gate, Scheduled) and isinstance(objective, Scheduled):
+            if objective.steps is None and gate.steps is not None:
+                objective.set_steps(gate.steps)
+            elif gate.steps is None and objective.steps is not None:
+                gate.set_steps(objective.steps)
 
     def project(self) -> int:
         """Call at the end of training with a `Target`; the training command does. Where the deployed network costs more,
@@ -167,16 +193,23 @@ class Sparsified(nn.Module):
 
         Returns how many gates it changed; 0 without a target, and for gates that do not learn. `report` says how many were
         changed in all, together with those of the step at which the target settled."""
-        return project(self) if isinstance(self.objective, Target) and self.gate.learns else 0
+        return self._project(projection.MARGIN)
 
-    # tickets
+    def _project(self, margin: float) -> int:
+        budget = self._budget
+        if budget is None or not self.gate.learns:
+            return 0
+        return self._fit(*projection.project(self.logits, self.groups, self.gate, budget, margin))
 
-    def entries(self, units: Tensor) -> dict[str, Tensor]:
-        """Which entries of each gated weight these units let through, for bool [units]: bool tensors by name."""
-        parameters = dict(self.model.named_parameters())
-        ones = [torch.ones_like(parameters[name]) for name in self.gated_names]
+    def _fit(self, logits: Tensor, changed: int) -> int:
+        """Takes the logits of a network that fits, and counts how many gates have changed for it."""
+        if isinstance(self.objective, Target):
+            self.objective.projected = (self.objective.projected or 0) + changed
         with torch.no_grad():
-            return {n: w > 0 for n, w in zip(self.gated_names, self.masked_weights(units.float(), ones), strict=True)}
+            self.logits.copy_(logits)
+        return changed
+
+    # pruning and tickets
 
     def harden(self, mask: Mask | None = None) -> None:
         """Makes gates hard: they no longer learn, and the weights that closed ones multiply become exactly zero and stay
@@ -186,68 +219,45 @@ class Sparsified(nn.Module):
             mask: the ticket, in which a unit is open if any of its entries is; None for what is open now.
 
         Raises `ZerogateError` where the mask is of another architecture, or cuts through a channel."""
-        is_open = self.is_open() if mask is None else self._units_of(mask)
-        self.gate = FixedGate(self.gate.scale).to(self.logits.device)
-        self.logits.requires_grad_(False)
-        self.logits.grad = None
-        self.open_only(is_open.nonzero().flatten())
+        is_open = self.is_open() if mask is None else self._weights.units_of(mask)
+        self.gates.replace(FixedGate(self.gate.scale))
+        self._open(is_open)
 
-    def _units_of(self, mask: Mask) -> Tensor:
-        mask.check(self.model)
-        if missing := [name for name in mask if name not in self.gated_names]:
-            raise ZerogateError(f"this mask is of weights without gates: {missing[0]}; sparsify the model with them")
-        is_open = torch.zeros(len(self.logits), dtype=torch.bool)
-        for lies in self.placements:
-            along = lies.view.index(-1) if -1 in lies.view else None
-            kept = mask.get(lies.weight, torch.ones(()).expand(self.model.get_parameter(lies.weight).shape) > 0)
-            kept = kept.flatten() if along is None else kept.movedim(along, 0).flatten(1).any(1)
-            gated = lies.units >= 0
-            is_open[lies.units[gated]] |= kept[gated]
-        is_open = is_open.to(self.logits.device)
-        for name, entries in self.entries(is_open).items():
-            if name in mask and not torch.equal(entries.cpu(), mask[name]):
-                raise ZerogateError(
-                    f'this mask cuts through units: {name} keeps parts of a {self.unit}; use unit="weight"'
-                )
-        return is_open
+    def mask(self, all_open: bool = False) -> Mask:
+        """The ticket: what the deployed mask lets through now, of every weight with gates; with ``all_open`` the ticket of
+        the dense network. A closed channel's entries are those by which its consumers read it."""
+        return Mask(self._weights.entries(self.is_open() | all_open))
 
-    @torch.no_grad()
-    def open_only(self, units: Tensor) -> None:
-        """Opens these units, int64 [n], and closes all others; of gates that do not learn."""
-        self.logits.fill_(-1.0)
-        self.logits[units] = 1.0
-        self.zero_closed()
+    def _prune(self, share: float | None = None) -> None:
+        """Closes what the pruner says: what is due, or all beyond a share of the gates or of the budget's dense count."""
+        gate = self.gate
+        if isinstance(gate, Pruner) and (share is not None or gate.is_due):
+            given = self._weights.magnitudes(), self.is_open(), self.groups, self._budget
+            self._open(gate.next_open(*given) if share is None else gate.pruned_to(share, *given))
 
-    @torch.no_grad()
-    def zero_closed(self) -> None:
-        """Sets the weights that closed gates multiply to zero, in place."""
-        parameters = dict(self.model.named_parameters())
-        weights: list[Tensor] = [parameters[name] for name in self.gated_names]
-        masked = self.masked_weights((self.logits > 0).to(self.logits.dtype), weights)
-        foreach_copy_(weights, masked)
+    def _open(self, is_open: Tensor | None) -> None:
+        """Opens these units, bool [units], and closes all others, of gates that do not learn; None changes nothing."""
+        if is_open is not None:
+            self.gates.set_open(is_open)
+            self._zero_closed()
 
-    @property
-    def settled(self) -> bool:
-        """Whether a `Target` has fixed the gates: training goes on with the deployed mask, for the weights alone."""
-        return self.gate.learns and isinstance(self.objective, Target) and self.objective.settled
+    def _zero_closed(self) -> None:
+        """Sets the weights that closed gates multiply to zero."""
+        self._weights.zero_closed(self.logits.detach() > 0)
 
     # counting
 
-    @property
-    def dense_cost(self) -> Cost:
-        return self.cost_model.dense
-
     def open_probability(self) -> Tensor:
         """P(z ≠ 0) of every unit, detached, [units]."""
-        return self.gate.open_probability(self.logits).detach()
+        return self.gates.open_probability()
 
     def is_open(self) -> Tensor:
         """Whether the deployed mask lets each unit through, bool [units]."""
-        return self.gate.mask(self.logits.detach()) > 0
+        return self.gates.is_open()
 
     def kept(self) -> Tensor:
         """Units that compaction keeps, bool [units]: open and of use, and at least one of each group."""
-        return self.cost_model.kept(self.is_open(), self.logits.detach())
+        return self._forward.kept()
 
     def cost(self, hard: bool = True) -> Cost:
         """What is left: deployed (ints, the count of what `compact` returns now) or expected (tensors, differentiable)."""
@@ -305,15 +315,6 @@ class Sparsified(nn.Module):
         """Every layer: kept, shrunk or refused, and why."""
         return make_report(self)
 
-    @property
-    def gated_names(self) -> list[str]:
-        """Names of the weights that gates lie on."""
-        return self._gating.names
-
-    def masked_weights(self, z: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The gated weights, given in the order of `gated_names`, times their gates, for z [units]."""
-        return self._gating.masked_weights(z, weights)
-
     # attaching
 
     def attach(self) -> None:
@@ -329,34 +330,34 @@ class Sparsified(nn.Module):
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
         """The plain model, for as long as the block lasts."""
-        attached = self._attachment.attached
-        self.detach()
-        try:
-            yield self.model
-        finally:
-            if attached:
-                self.attach()
-
-    def check_unchanged(self) -> None:
-        """Raises `ZerogateError` where the model is not the one that the gates were made for."""
-        self._attachment.check_unchanged()
+        with self._attachment.detached() as model:
+            yield model
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_graph": None}  # a graph of fx cannot be pickled, and is made again
 
-    def extra_repr(self) -> str:
-        return f"units={len(self.logits)}, groups={len(self.groups)}, unit={self.unit!r}"
+    def __getattr__(self, name: str) -> Any:
+        if name in _RENAMED:
+            warnings.warn(f"Sparsified.{name} is private now and goes with the next release", DeprecationWarning, 2)
+            return _RENAMED[name](self)
+        return super().__getattr__(name)
+
+
+_RENAMED: dict[str, Callable[[Sparsified], object]] = {
+    "entries": lambda sparse: sparse._weights.entries,
+    "open_only": lambda sparse: lambda units: sparse._open(torch.isin(torch.arange(len(sparse.logits)), units.cpu())),
+    "zero_closed": lambda sparse: sparse._zero_closed,
+    "gated_names": lambda sparse: sparse._layout.names,
+    "masked_weights": lambda sparse: sparse._forward.masked_weights,
+    "check_unchanged": lambda sparse: sparse._attachment.check_unchanged,
+}
+"""Public names of before 0.2, for one release."""
+
+
+def _after_loading(sparse: Sparsified, incompatible_keys: object) -> None:
+    sparse._follow_objective()
 
 
 def _kept_in(model: nn.Module) -> str:
     """Precision and device of a model's parameters."""
     return ", ".join(sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()}))
-
-
-def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:
-    reasons = "; ".join(dict.fromkeys(structure.refused.values()))
-    reasons = reasons or "it runs no convolution or linear layer with parameters"
-    return (
-        f"{type(model).__name__} has no unit that could be removed: {reasons}. Channels must lie between two "
-        'layers; unit="weight" gates single weights, gate_inputs=True the inputs'
-    )

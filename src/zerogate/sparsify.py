@@ -12,27 +12,28 @@ import gc
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-from zerogate.errors import ZerogateError
+from zerogate.checks import is_whole
+from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
 from zerogate.groups.find import find_groups
 from zerogate.groups.graph.from_export import exported
+from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.recording.record_run import watch
 from zerogate.groups.units import build
-from zerogate.masking.hooks import Begin
-from zerogate.modules.index import modules_by_name
-from zerogate.modules.internals import pre_hooks_of
+from zerogate.masking.attachment import is_gated
+from zerogate.masking.unit import WEIGHT, Options, Slices, Unit
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
 from zerogate.sparsified import Sparsified
-from zerogate.structure import KINDS
+from zerogate.structure import KINDS, Structure
 
-Unit = Literal["channel", "head", "weight"]
+UnitName = Literal["channel", "head", "weight"]
 
 
 def sparsify(
@@ -40,7 +41,7 @@ def sparsify(
     example_inputs: Inputs,
     *,
     gate: Gate | None = None,
-    unit: Unit | Collection[Unit] = "channel",
+    unit: UnitName | Collection[UnitName] = "channel",
     objective: Penalty | Target | None = None,
     per_example: bool = False,
     gate_inputs: bool = False,
@@ -52,85 +53,69 @@ def sparsify(
 ) -> Sparsified:
     """Attaches gates to a model, in place, and returns the handle that trains, counts and compacts them.
 
-    Copies of the model run a few times without data: watched, to find which channels belong together, and compacted at
-    random, to see that every group can really be removed; a group that cannot is left alone, and the report says why.
-    None of it leaves a trace in the model.
+    Copies of the model run without data and leave no trace: recorded, to find which channels belong together, and cut at
+    random, to see that every group can really be removed; one that cannot stays, and the report says why.
 
     Args:
-        model: any module; it is gated while the handle is attached, random gates in training mode and the deployed
-            mask in evaluation mode.
+        model: any module; gates are random in training mode, the deployed mask in evaluation mode.
         example_inputs: what one forward takes: a tensor, a tuple of positional or a dict of keyword arguments. The first
             dimension of the first tensor is the batch, by which MACs are divided.
         gate: the kind of gate; default ``HardConcrete()``.
-        unit: ``"channel"`` (channels of convolutions, neurons of linear layers), ``"head"`` (heads of attention, with
-            grouped queries the heads that share keys and values), or both as in ``{"channel", "head"}``: removed
-            physically. Or ``"weight"``: single weights of convolutions and linear layers become exactly zero; shapes stay.
+        unit: ``"channel"`` (of convolutions; neurons of linear layers), ``"head"`` (of attention; heads that share keys
+            and values are one), or a set of both: removed physically. ``"weight"``: weights become zero, shapes stay.
         objective: default ``Penalty(1.0)``; or a ``Target``, the share of parameters or MACs that may be left.
-        per_example: a draw of its own for every example, multiplied into activations; default one draw per forward,
-            multiplied into weights.
+        per_example: a draw for every example, multiplied into activations; default one draw, multiplied into weights.
         gate_inputs: also gate the network's inputs (feature selection); compaction then selects inputs first.
-        include: patterns (as in ``fnmatch``) of names of layers whose output channels may go; default all. Channels that
-            belong together may go if one of the layers that make them is included.
-        exclude: patterns of names of layers to leave dense, coming in and going out. Default: for ``unit="weight"`` what
-            the model's class names in ``dense_by_default``, else none.
+        include: patterns (as in ``fnmatch``) of layers whose output channels may go; default all. Channels that belong
+            together may go if one of the layers that make them is included.
+        exclude: patterns of layers that stay dense, coming in and going out. Default: none; for ``unit="weight"`` what
+            the model's class names in ``dense_by_default``.
         min_channels: every group of channels keeps at least so many (all, where it has fewer).
-        round_to: the number of channels kept of each group is rounded up to a multiple of this, for widths that hardware
-            likes; what is kept beyond the open ones adds nothing to the outputs.
-        keep_class: False to let compaction return a `torch.fx.GraphModule`, made by `torch.export`, in place of a module
-            of the model's class. Channels can then go also where the forward has their number as a literal. The graph
-            computes what the model does in evaluation mode. Units are channels or heads; inputs are not gated.
+        round_to: each group's number of channels is rounded up to a multiple of this; what is kept beyond the open ones
+            adds nothing to the outputs.
+        keep_class: False lets compaction return a `torch.fx.GraphModule`, by `torch.export`, that computes what the model
+            does in evaluation mode; channels then also go where the forward has their number as a literal.
 
     Raises:
-        WatchError: the model rejects the inputs, cannot be copied (with ``keep_class=False`` also: exported), or has
-            nothing to remove.
+        WatchError: the model rejects the inputs, cannot be copied or exported, or has nothing to remove.
         ZerogateError: the model has gates already, an argument is out of range, or a target cannot be reached.
     """
-    if not isinstance(model, nn.Module):
-        raise ZerogateError(f"sparsify takes a torch.nn.Module, got {type(model).__name__}")
-    if any(
-        isinstance(hook, Begin) for module in modules_by_name(model).values() for hook in pre_hooks_of(module).values()
-    ):
-        raise ZerogateError(
-            f"this {type(model).__name__} has gates already; call detach() on the handle that sparsify returned first"
-        )
-    if gate is not None and not isinstance(gate, Gate):
-        raise ZerogateError(f"gate is an instance of a zerogate.Gate, such as zerogate.HardConcrete(), got {gate!r}")
-    if objective is not None and not isinstance(objective, nn.Module):
-        raise ZerogateError(f"objective is an instance, such as zerogate.Penalty(1.0), got {objective!r}")
-    kinds = _kinds(unit)
-    if kinds == {"weight"} and (per_example or gate_inputs or include is not None):
-        raise ZerogateError(
-            'per_example, gate_inputs and include go with unit="channel"; single weights are gated once per forward'
-        )
-    if not keep_class and (kinds == {"weight"} or gate_inputs):
-        raise ZerogateError(
-            'keep_class=False goes with unit="channel" or "head" and without gate_inputs: '
-            "single weights change no shape, and inputs are selected by a module in front of a layer"
-        )
-    if exclude is None:
-        exclude = getattr(model, "dense_by_default", ()) if kinds == {"weight"} else ()
-    excluded = _matching(model, exclude, "exclude")
-    included = None if include is None else _matching(model, include, "include")
+    kind = _unit(unit)
+    _check_arguments(model, gate, objective)
+    _check_combination(kind, per_example, gate_inputs, include is not None, keep_class)
+    excluded, included = (
+        _excluded(model, exclude, kind),
+        None if include is None else _matching(model, include, "include"),
+    )
     graph = None if keep_class else exported(model, example_inputs)
     with _without_collector():
-        seen = watch(model if graph is None else graph, example_inputs, label_inputs=gate_inputs)
-        if kinds == {"weight"}:
-            structure = replace(build(seen, excluded), norms=())
-        else:
-            structure = find_groups(model, example_inputs, seen, excluded, included, kinds, _step(round_to), graph)
+        structure = _structure(model, example_inputs, kind, graph, gate_inputs, excluded, included, round_to)
+    parameters = dict(model.named_parameters())
+    layout = kind.layout(structure, parameters, Options(excluded, min_channels, round_to))
+    if not layout.units:
+        raise WatchError(_nothing_to_remove(model, structure))
+    gate, objective = gate or HardConcrete(), Penalty() if objective is None else objective
     return Sparsified(
-        model,
-        example_inputs,
-        structure,
-        gate=HardConcrete() if gate is None else gate,
-        unit="+".join(k for k in (*KINDS, "weight") if k in kinds),
-        objective=Penalty() if objective is None else objective,
-        per_example=per_example,
-        excluded=excluded,
-        min_channels=min_channels,
-        round_to=round_to,
-        graph=graph,
+        model, example_inputs, layout, gate=gate, objective=objective, per_example=per_example, graph=graph
     )
+
+
+def _structure(
+    model: nn.Module,
+    inputs: Inputs,
+    unit: Unit,
+    graph: GraphModel | None,
+    label_inputs: bool,
+    excluded: Collection[str],
+    included: Collection[str] | None,
+    round_to: int,
+) -> Structure:
+    """Records a run of the model, or of its graph, and finds what belongs together."""
+    recording = watch(model if graph is None else graph, inputs, label_inputs=label_inputs)
+    if not isinstance(unit, Slices):
+        return replace(build(recording, excluded), norms=())
+    step = round_to if is_whole(round_to) else 1  # an option out of range is refused where costs are counted
+    return find_groups(model, inputs, recording, excluded, included, unit.kinds, step, graph)
 
 
 @contextmanager
@@ -145,37 +130,73 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _step(round_to: Any) -> int:
-    """What widths are multiples of while they are tried; an option out of range is found later."""
-    return round_to if isinstance(round_to, int) and round_to > 0 else 1
+def _check_arguments(model: object, gate: object, objective: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ZerogateError(f"sparsify takes a torch.nn.Module, got {type(model).__name__}")
+    if is_gated(model):
+        raise ZerogateError(
+            f"this {type(model).__name__} has gates already; call detach() on the handle that sparsify returned first"
+        )
+    if gate is not None and not isinstance(gate, Gate):
+        raise ZerogateError(f"gate is an instance of a zerogate.Gate, such as zerogate.HardConcrete(), got {gate!r}")
+    if objective is not None and not isinstance(objective, nn.Module):
+        raise ZerogateError(f"objective is an instance, such as zerogate.Penalty(1.0), got {objective!r}")
 
 
-def _kinds(unit: Unit | Collection[Unit]) -> frozenset[str]:
-    known = isinstance(unit, (str, Collection)) and all(isinstance(u, str) for u in unit)
-    kinds = frozenset([unit] if isinstance(unit, str) else unit if known else ())
-    if not kinds or not kinds <= {*KINDS, "weight"}:
+def _check_combination(unit: Unit, per_example: bool, gate_inputs: bool, include: bool, keep_class: bool) -> None:
+    if not unit.changes_shapes and (per_example or gate_inputs or include):
+        raise ZerogateError(
+            'per_example, gate_inputs and include go with unit="channel"; single weights are gated once per forward'
+        )
+    if not keep_class and (not unit.changes_shapes or gate_inputs):
+        raise ZerogateError(
+            'keep_class=False goes with unit="channel" or "head" and without gate_inputs: '
+            "single weights change no shape, and inputs are selected by a module in front of a layer"
+        )
+
+
+def _unit(unit: UnitName | Collection[UnitName]) -> Unit:
+    are_names = isinstance(unit, (str, Collection)) and all(isinstance(u, str) for u in unit)
+    kinds = frozenset([unit] if isinstance(unit, str) else unit if are_names else ())
+    if not kinds or not kinds <= {*KINDS, WEIGHT.name}:
         raise ZerogateError(
             f'unit is "channel", "head", "weight", or channels and heads together as {{"channel", "head"}}; got {unit!r}'
         )
-    if "weight" in kinds and len(kinds) > 1:
+    if WEIGHT.name in kinds and len(kinds) > 1:
         raise ZerogateError(f'unit="weight" keeps all shapes and cannot be mixed with others, got {unit!r}')
-    return kinds
+    return WEIGHT if WEIGHT.name in kinds else Slices(kinds)
+
+
+def _excluded(model: nn.Module, exclude: Sequence[str] | None, unit: Unit) -> frozenset[str]:
+    if exclude is None:
+        exclude = () if unit.changes_shapes else getattr(model, "dense_by_default", ())
+    return _matching(model, exclude, "exclude")
 
 
 def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozenset[str]:
+    """Modules whose names match one of the patterns, and all inside them."""
     if isinstance(patterns, str):
         raise ZerogateError(
             f"{option} is a list of names or patterns, got the string {patterns!r}; write [{patterns!r}]"
         )
     names = [name for name, _ in model.named_modules()]
-    found: set[str] = set()
     patterns = [*patterns] if isinstance(patterns, Iterable) else [patterns]
     if not all(isinstance(p, str) for p in patterns):
         raise ZerogateError(f"{option} is a list of names or patterns of modules, got {patterns!r}")
+    matching: set[str] = set()
     for pattern in patterns:
         matched = fnmatch.filter(names, pattern)
         if not matched:
             raise ZerogateError(f"{option}: no module is called {pattern!r}; the model has {', '.join(names[1:6])}, …")
         for name in matched:
-            found.update(n for n in names if n == name or n.startswith(f"{name}."))
-    return frozenset(found)
+            matching.update(n for n in names if n == name or n.startswith(f"{name}."))
+    return frozenset(matching)
+
+
+def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:
+    reasons = "; ".join(dict.fromkeys(structure.refused.values()))
+    reasons = reasons or "it runs no convolution or linear layer with parameters"
+    return (
+        f"{type(model).__name__} has no unit that could be removed: {reasons}. Channels must lie between two "
+        'layers; unit="weight" gates single weights, gate_inputs=True the inputs'
+    )

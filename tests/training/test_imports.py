@@ -6,7 +6,8 @@ import sys
 
 def test_core_needs_neither_lightning_nor_hydra():
     code = (
-        "import sys, zerogate; heavy = {'pytorch_lightning', 'hydra', 'omegaconf', 'rich', 'datasets', 'torchmetrics'};"
+        "import sys, zerogate, zerogate.bench;"
+        "heavy = {'pytorch_lightning', 'hydra', 'omegaconf', 'rich', 'datasets', 'torchmetrics'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

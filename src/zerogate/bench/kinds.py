@@ -89,12 +89,12 @@ def _torch_pruning(task: Task) -> Done:
     own = [*task.overrides, f"+model.network={options['network']}", f"seed={task.seed}"]
     if options.get("learn"):
         learned = task.folder / "learned"
-        first = [*own, f"model._target_={pruned.__name__}.learner", f"init_from={source}"]
+        first = [*own, "model._target_=zerogate.bench.learner", f"init_from={source}"]
         first.append(f"trainer.max_epochs={options['learn']}")
         with pruned.sparse_learning(float(options["strength"])):
             runs.train(_configured(learned, first, task.extra))
         source = str(learned)
-    own += [f"model._target_={pruned.__name__}.pruned", f"+model.source={source}"]
+    own += ["model._target_=zerogate.bench.pruned_network", f"+model.source={source}"]
     own += [f"+model.{key}={options[key]}" for key in ("params", "macs") if key in options]
     result = runs.train(_configured(task.folder, own, task.extra))
     run = Run(task.folder)

@@ -20,6 +20,7 @@ import yaml
 
 from zerogate.bench.records import digest
 from zerogate.errors import ConfigError
+from zerogate.training.config import moved
 
 TABLES = Path(__file__).parent / "tables"
 KINDS = ("train", "tickets", "torch_pruning", "latency")
@@ -267,11 +268,12 @@ def _job(table: Table, row: Row, seed: int, budget: float, setting: str, profile
         config = _composed(row.kind, tuple(map(_named, known + shorter))) | {"seed": seed} | later
         overrides += shorter
     config = {key: value for key, value in config.items() if key not in _NEUTRAL}
+    # In the names by which records know it: a configuration that names a public path hashes as one of before did.
     identity = {
         "table": table.name, "row": row.id, "kind": row.kind, "seed": seed, "budget": budget, "recipe": table.version,
         # An option that is off is as if it did not exist, so that one that is new later changes no digest.
-        "config": {key: value for key, value in config.items() if value is not None and value is not False},
-        "options": {key: _named(value) for key, value in options.items()},
+        "config": moved.recorded({key: value for key, value in config.items() if value is not None and value is not False}),
+        "options": moved.recorded({key: _named(value) for key, value in options.items()}),
         "needs": {need.row.id: need.digest for need in needs},
     }  # fmt: skip
     return Job(table.name, row, seed, budget, setting, table.version, tuple(overrides), options, config,

@@ -58,8 +58,8 @@ def _pruner(tp: Any, model: nn.Module, example: torch.Tensor, **options: Any) ->
         )  # fmt: skip
 
 
-def pruned(source: str, network: str, params: float | None = None, macs: float | None = None, num_classes: int = 10,
-           in_channels: int = 3, image_size: int = 32) -> nn.Module:  # fmt: skip
+def pruned_network(source: str, network: str, params: float | None = None, macs: float | None = None,
+                   num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> nn.Module:  # fmt: skip
     """A trained network cut to a share of its parameters or MACs, weights as they were, to be trained further.
 
     Args:

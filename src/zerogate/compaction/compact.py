@@ -63,7 +63,7 @@ def compact(
 
 def _check_data(sparse: Sparsified) -> None:
     """Raises `CompactionError` where there are shapes only, and `ZerogateError` for a model that has changed."""
-    sparse.check_unchanged()
+    sparse._attachment.check_unchanged()
     if any(tensor.is_meta for _, tensor in named_tensors(sparse.model)):
         raise CompactionError(no_weights(sparse.model, "meta"))
     if any(x.is_meta for x in tensors_of(sparse.example_inputs)):
@@ -125,8 +125,8 @@ def _deployed(sparse: Sparsified, dtype: torch.dtype | None = None) -> nn.Module
                     replace(twin, path, tensor.double())
     for p in twin.parameters():
         p.grad = None
-    weights = [twin.get_parameter(name) for name in sparse.gated_names]
-    overwrite_masked(weights, sparse.masked_weights(sparse.gate.mask(sparse.logits.detach()), weights))
+    weights = [twin.get_parameter(name) for name in sparse._layout.names]
+    overwrite_masked(weights, sparse._forward.masked_weights(sparse.gate.mask(sparse.logits.detach()), weights))
     return twin
 
 

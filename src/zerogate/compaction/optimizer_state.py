@@ -137,9 +137,9 @@ def carry_average(ema: nn.Module, sparse: Sparsified, plan: Plan, small: nn.Modu
     for name, module in network.named_modules():
         new.get_submodule(name).training = module.training
     z = sparse.gate.mask(sparse.logits.detach())
-    weights = [new.get_parameter(name) for name in sparse.gated_names]
+    weights = [new.get_parameter(name) for name in sparse._layout.names]
     with torch.no_grad():
-        overwrite_masked(weights, sparse.masked_weights(z, [weight.to(z.device) for weight in weights]))
+        overwrite_masked(weights, sparse._forward.masked_weights(z, [weight.to(z.device) for weight in weights]))
     new = apply_plan(new, plan)
     if network is ema and type(new) is not type(ema):
         raise ZerogateError(

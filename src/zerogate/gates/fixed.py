@@ -1,18 +1,14 @@
-"""Gates that are not learned."""
+"""Gates that do not learn."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from zerogate.errors import ZerogateError
+from zerogate.checks import check
 from zerogate.gates.gate import Gate
-
-if TYPE_CHECKING:
-    from zerogate.sparsified import Sparsified
 
 
 class FixedGate(Gate):
@@ -31,8 +27,7 @@ class FixedGate(Gate):
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        if not (math.isfinite(scale) and scale > 0):
-            raise ZerogateError(f"the scale of open gates must be positive and finite, got {scale}")
+        check(math.isfinite(scale) and scale > 0, "the scale of open gates", "positive and finite", scale)
         self.scale = scale
 
     def initial_logits(self, units: int) -> Tensor:
@@ -48,12 +43,6 @@ class FixedGate(Gate):
 
     def open_probability(self, logits: Tensor) -> Tensor:
         return (logits > 0).to(logits.dtype)
-
-    def begin(self, sparse: Sparsified) -> None:
-        """Called once, when the gates have been put on a model."""
-
-    def follow(self, sparse: Sparsified) -> None:
-        """Called after each optimizer step: closes what is to be closed by now."""
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:g}"

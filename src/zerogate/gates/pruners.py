@@ -1,23 +1,84 @@
-"""Baselines: gates closed by the magnitude of weights, or at random."""
+"""Gates that a rule closes: by the magnitude of weights, or at random. A pruner says which units stay open; the handle opens
+and closes them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
+from zerogate.checks import check, check_choice, check_share, check_whole
 from zerogate.errors import ZerogateError
 from zerogate.gates.fixed import FixedGate
-from zerogate.objectives.target import Target, fitting
-
-if TYPE_CHECKING:
-    from zerogate.sparsified import Sparsified
+from zerogate.structure import Group
 
 Scope = Literal["global", "layer"]
 
 
-class Magnitude(FixedGate):
+class PruningBudget(Protocol):
+    """What a pruner asks of a budget."""
+
+    @property
+    def share(self) -> float:
+        """The share of the dense count that may be left."""
+
+    def at(self, share: float) -> PruningBudget:
+        """The budget of another share."""
+
+    def largest(self, order: Tensor) -> int:
+        """How many units may be open, if they open in this order, int64 [units]."""
+
+
+class Pruner(FixedGate, ABC):
+    """Gates closed by a rule, and never by a gradient.
+
+    The handle calls `first_open` once when gates are put on a model, and `next_open` after every optimizer step; what they
+    return are the units that stay open from then on, bool [units], or None where nothing changes.
+    """
+
+    def first_open(self, groups: Sequence[Group]) -> Tensor | None:
+        """The units that are open at the beginning."""
+        return None
+
+    @abstractmethod
+    def next_open(
+        self, scores: Tensor, is_open: Tensor, groups: Sequence[Group], budget: PruningBudget | None
+    ) -> Tensor | None:
+        """The units that stay open after this optimizer step.
+
+        Args:
+            scores: magnitude of every unit, [units].
+            is_open: which are open now, bool [units].
+            groups: slices of units.
+            budget: of the run's `Target`; None without one.
+        """
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `next_open` would close units now, so that scores are worth computing."""
+        return False
+
+    def check(self, budget: PruningBudget | None) -> None:
+        """Called when gates are put on a model; raises `ZerogateError` where the pruner cannot know how much is to stay."""
+
+    def pruned_to(
+        self, share: float, scores: Tensor, is_open: Tensor, groups: Sequence[Group], budget: PruningBudget | None
+    ) -> Tensor | None:
+        """The units that stay open where a `TicketSearch` asks for this share of the gates, or of the budget's dense count;
+        other arguments as for `next_open`."""
+        return None
+
+
+class _MagnitudeState(TypedDict):
+    steps_done: int
+    steps: int | None
+    in_rounds: bool
+
+
+class Magnitude(Pruner):
     """Closes the units of the smallest weights: gradual magnitude pruning (Zhu and Gupta, arXiv 1710.01878, eq. 1), or all
     at once, or in the rounds of a `TicketSearch` (iterative magnitude pruning; Frankle and Carbin, ICLR 2019).
 
@@ -48,20 +109,20 @@ class Magnitude(FixedGate):
         steps: int | None = None,
     ) -> None:
         super().__init__()
-        _check_density(density, optional=True)
-        if not 0 <= begin <= end <= 1:
-            raise ZerogateError(f"begin and end are shares of the run, 0 <= begin <= end <= 1, got {begin} and {end}")
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ZerogateError(f"every is a whole number of optimizer steps of at least 1, or None, got {every!r}")
-        if scope not in get_args(Scope):
-            raise ZerogateError(f"scope is one of {', '.join(get_args(Scope))}, got {scope!r}")
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ZerogateError(f"steps must be a whole number of at least 1, or None, got {steps!r}")
+        check_share("density, the share of gates that stays open,", density, optional=True)
+        check(0 <= begin <= end <= 1, "begin and end", "shares of the run, 0 <= begin <= end <= 1", (begin, end))
+        check_whole("every", every, optional=True)
+        check_choice("scope", scope, get_args(Scope))
+        check_whole("steps", steps, optional=True)
         self.density, self.range, self.every, self.scope = density, (begin, end), every, scope
         self.steps = steps
         self.steps_done = 0
         self.in_rounds = False
         """Whether a `TicketSearch` says when to prune."""
+
+    def set_steps(self, steps: int) -> None:
+        """Says how many optimizer steps the run has."""
+        self.steps = steps
 
     def step(self) -> None:
         self.steps_done += 1
@@ -79,40 +140,53 @@ class Magnitude(FixedGate):
             return None
         return 1.0 if at == end else (at - begin) / (end - begin)
 
-    def follow(self, sparse: Sparsified) -> None:
+    @property
+    def is_due(self) -> bool:
+        return self.progress() is not None
+
+    def next_open(
+        self, scores: Tensor, is_open: Tensor, groups: Sequence[Group], budget: PruningBudget | None
+    ) -> Tensor | None:
         k = self.progress()
-        if k is not None:
-            final = self.final(sparse)
-            self.prune(sparse, final + (1 - final) * (1 - k) ** 3)
+        if k is None:
+            return None
+        final = self.final_share(budget)
+        return self.pruned_to(final + (1 - final) * (1 - k) ** 3, scores, is_open, groups, budget)
 
-    def final(self, sparse: Sparsified) -> float:
-        """The density, or the target's share, to end with."""
-        share = sparse.objective.share if isinstance(sparse.objective, Target) else None
-        if (share is None) == (self.density is None):
-            raise ZerogateError(
-                f"Magnitude takes a density or a Target, one of the two, got density={self.density} and "
-                f"{'a target' if share is not None else 'none'}"
-            )
-        return float(self.density if share is None else share)  # type: ignore[arg-type]
+    def check(self, budget: PruningBudget | None) -> None:
+        self.final_share(budget)
 
-    @torch.no_grad()
-    def prune(self, sparse: Sparsified, density: float) -> None:
-        """Closes the open units of the lowest scores, until this density or share is left."""
-        is_open = sparse.is_open()
-        scores = magnitudes(sparse).masked_fill(~is_open, -1.0)
+    def final_share(self, budget: PruningBudget | None) -> float:
+        """The density, or the target's share, to end with.
+
+        Raises `ZerogateError` unless one of the two is given."""
+        if budget is not None and self.density is None:
+            return budget.share
+        if budget is None and self.density is not None:
+            return self.density
+        raise ZerogateError(
+            f"Magnitude takes a density or a Target, one of the two, got density={self.density} and "
+            f"{'a target' if budget is not None else 'none'}"
+        )
+
+    def pruned_to(
+        self, share: float, scores: Tensor, is_open: Tensor, groups: Sequence[Group], budget: PruningBudget | None
+    ) -> Tensor:
+        """The open units without those of the lowest scores, until this share of the gates, or of the budget's dense
+        count, is left: bool [units]. Other arguments as for `next_open`."""
+        scores = scores.masked_fill(~is_open, -1.0)
         if self.scope == "layer":
-            ranks = torch.empty_like(scores)
-            for group in sparse.groups:  # ranks within the group, from 1 for the first down to 0
-                order = scores[group.slice].argsort(descending=True, stable=True)
-                ranks[group.slice][order] = 1 - torch.arange(group.units, device=scores.device) / group.units
-            scores = ranks
+            scores = _ranks(scores, groups)
         order = scores.argsort(descending=True, stable=True)
-        sparse.open_only(order[: min(_number(sparse, order, density), int(is_open.sum()))])
+        number = max(1, round(share * len(order))) if budget is None else budget.at(share).largest(order)
+        stays = torch.zeros_like(is_open)
+        stays[order[: min(number, int(is_open.sum()))]] = True
+        return stays
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> _MagnitudeState:
         return {"steps_done": self.steps_done, "steps": self.steps, "in_rounds": self.in_rounds}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: _MagnitudeState) -> None:
         self.steps_done, self.steps, self.in_rounds = state["steps_done"], state["steps"], state["in_rounds"]
 
     def extra_repr(self) -> str:
@@ -120,7 +194,7 @@ class Magnitude(FixedGate):
         return f"density={self.density}, begin={begin}, end={end}, scope={self.scope!r}, steps={self.steps}"
 
 
-class Random(FixedGate):
+class Random(Pruner):
     """Closes units at random when gates are put on a model, the same share of every group: the baseline that knows nothing.
 
     Args:
@@ -132,48 +206,29 @@ class Random(FixedGate):
 
     def __init__(self, density: float) -> None:
         super().__init__()
-        _check_density(density)
+        check_share("density, the share of gates that stays open,", density)
         self.density = density
 
-    def begin(self, sparse: Sparsified) -> None:
-        kept = [torch.randperm(g.units)[: max(1, round(self.density * g.units))] + g.slice.start for g in sparse.groups]
-        sparse.open_only(torch.cat(kept).to(sparse.logits.device))
+    def first_open(self, groups: Sequence[Group]) -> Tensor:
+        is_open = torch.zeros(groups[-1].slice.stop, dtype=torch.bool)
+        for group in groups:
+            number = max(1, round(self.density * group.units))
+            is_open[group.slice.start + torch.randperm(group.units)[:number]] = True
+        return is_open
+
+    def next_open(
+        self, scores: Tensor, is_open: Tensor, groups: Sequence[Group], budget: PruningBudget | None
+    ) -> Tensor | None:
+        return None
 
     def extra_repr(self) -> str:
         return f"density={self.density}"
 
 
-@torch.no_grad()
-def magnitudes(sparse: Sparsified) -> Tensor:
-    """Score of every unit, [units]: |w| of a weight; of a channel or head the root mean square of the weights that read it,
-    over the mean of its group."""
-    parameters = dict(sparse.model.named_parameters())
-    squares, counts = (torch.zeros(len(sparse.logits) + 1, device=sparse.logits.device) for _ in range(2))
-    for lies in sparse.placements:
-        square = parameters[lies.weight].detach().float().square()
-        along = lies.view.index(-1) if -1 in lies.view else None
-        each = square.flatten() if along is None else square.movedim(along, 0).flatten(1).sum(1)
-        units = lies.units.to(square.device)  # -1, never gated, is the last
-        squares.index_add_(0, units % len(squares), each)
-        counts.index_add_(0, units % len(squares), torch.full_like(each, square.numel() / len(each)))
-    scores = (squares / counts.clamp(min=1)).sqrt()[:-1]
-    if sparse.unit != "weight":
-        for group in sparse.groups:
-            scores[group.slice] /= scores[group.slice].mean().clamp(min=torch.finfo(scores.dtype).tiny)
-    return scores
-
-
-def _number(sparse: Sparsified, order: Tensor, density: float) -> int:
-    """How many units stay open, of this order, for a density of gates or, with a target, a share of its cost."""
-    if not isinstance(sparse.objective, Target):
-        return max(1, round(density * len(order)))
-    options: dict[str, Any] = {sparse.objective.over: density}
-    return fitting(order, len(order), Target(**options), sparse.cost_model)
-
-
-def _check_density(density: float | None, optional: bool = False) -> None:
-    if density is None and optional:
-        return
-    number = isinstance(density, (int, float)) and not isinstance(density, bool)
-    if not (number and 0 < density <= 1):  # type: ignore[operator]
-        raise ZerogateError(f"density is the share of gates that stays open, in (0, 1], got {density}")
+def _ranks(scores: Tensor, groups: Sequence[Group]) -> Tensor:
+    """The rank of every unit within its group, from 1 for the highest score down to 1/units."""
+    ranks = torch.empty_like(scores)
+    for group in groups:
+        order = scores[group.slice].argsort(descending=True, stable=True)
+        ranks[group.slice][order] = 1 - torch.arange(group.units, device=scores.device) / group.units
+    return ranks

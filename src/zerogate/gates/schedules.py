@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from zerogate.errors import ZerogateError
 
@@ -32,3 +33,17 @@ class Exponential:
         if step >= self.steps:
             return self.end  # exactly, not up to rounding
         return self.start * (self.end / self.start) ** (max(step, 0) / self.steps)
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A gate or an objective that follows the length of the run.
+
+    Attributes:
+        steps: optimizer steps of the run; None as long as nobody has said.
+    """
+
+    steps: int | None
+
+    def set_steps(self, steps: int) -> None:
+        """Says how many optimizer steps the run has."""

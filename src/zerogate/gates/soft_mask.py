@@ -117,6 +117,10 @@ class SoftMask(Gate):
         self.steps_done = 0
         self.temperature.fill_(1.0)
 
+    def set_steps(self, steps: int) -> None:
+        """Says how many optimizer steps the run has."""
+        self.steps = steps
+
     def step(self) -> None:
         if self.steps is None:
             if self.steps_done == 0:

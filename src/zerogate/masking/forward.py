@@ -3,12 +3,18 @@
 All are drawn at once when the root's forward begins, and spread over what uses them: every gated weight is multiplied by
 its gates, or per example every activation that such a weight reads; norms over gated channels get their statistics'
 weights. Layers then ask for what was drawn, those that gradient checkpointing runs again for what was drawn back then.
+
+What this design gives:
+* a channel's gate has one value in all layers that read it, because there is one draw for a forward;
+* a step costs a few kernels more than a dense one, however deep the network: all weights are multiplied at once;
+* recomputation, parts of a model called by themselves, and models that call themselves see the draw that they belong to;
+* under torch.compile, torch.func and forward-mode differentiation plain ops run, which these can follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,119 +23,155 @@ from zerogate.errors import ZerogateError, no_weights
 from zerogate.gates.gate import Again, Gate
 from zerogate.masking.activations import Products, Spread
 from zerogate.masking.fused_weights import MaskWeights, rounds
-from zerogate.masking.placement import Placement
 from zerogate.masking.recomputation import Draw, DrawHistory
+from zerogate.masking.state import Gates
+from zerogate.masking.unit import Layout
 from zerogate.modules.internals import must_stay_traceable, parameters_of, saves_tensors_itself, version_of
 
-if TYPE_CHECKING:
-    from zerogate.sparsified import Sparsified
+
+class DrawnTensors(NamedTuple):
+    """One draw as layers and norms use it.
+
+    Attributes:
+        masked: every gated weight times its gates, or per example the gates of every placement, [examples, channels].
+        statistics: how much each channel counts in the statistics of each norm, [channels] or [examples, channels].
+    """
+
+    masked: list[Tensor]
+    statistics: list[Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order."""
+        return [*self.masked, *self.statistics]
+
+
+class KnownProbability(NamedTuple):
+    """Open probabilities that came with a draw, [units], how to compute them again, and the state they belong to."""
+
+    value: Tensor
+    again: Again | None
+    versions: list[int]
 
 
 class GatedForward:
-    """Draws the gates of a handle, and knows what was drawn for the forward that runs.
+    """Draws the gates of a model, and knows what was drawn for the forward that runs.
 
     Attributes:
-        sparse: the handle, whose logits and gate are read anew at every draw.
+        gates: whose logits and kind are read anew at every draw.
+        layout: where they lie.
         per_example: whether activations are multiplied in training, with gates of their own for every example.
         names: of the weights that gates lie on.
         times: multiplies activations by gates, [examples, channels].
-        places: module and attribute that hold each of them; known once the gates are attached.
+        places: module and attribute that hold each of these weights; known once the gates are attached.
         depth: forwards of the root that are under way, one within the other.
     """
 
-    def __init__(
-        self, sparse: Sparsified, placements: Sequence[Placement], shapes: dict[str, torch.Size], per_example: bool
-    ) -> None:
-        self.sparse, self.per_example, self.depth = sparse, per_example, 0
-        self.names = list(dict.fromkeys(p.weight for p in placements))
+    def __init__(self, model: nn.Module, gates: Gates, layout: Layout, per_example: bool) -> None:
+        self.gates, self.layout, self.per_example, self.depth = gates, layout, per_example, 0
+        self.names = layout.names
         self.places: list[tuple[nn.Module, str]] = []
-        self._model, self._norms, self._placements = sparse.model, sparse.structure.norms, placements
-        self._lengths = [len(p.units) for p in placements]
-        self._rounds = rounds(placements, self.names, shapes, len(sparse.logits))
-        alike: dict[tuple[int, ...], int] = {}  # the first placement of the same units
-        self._alike = [
-            alike.setdefault(tuple(p.units.tolist()), i) for i, p in enumerate(placements if per_example else ())
-        ]
-        self.times = Products()  # of activations and gates
-        # open probabilities of the last draw, how to have them again, and of which state they are
-        self._open: tuple[Tensor, Again | None, list[int]] | None = None
-        # every weight times its gates; or per example, the gates of every placement
-        self._drawn: list[Tensor] | None = None
-        self._statistics: list[Tensor] = []
+        self._model, self._norms, self._placements = model, layout.structure.norms, layout.placements
+        self._lengths = [len(p.units) for p in self._placements]
+        shapes = {p.weight: torch.Size(p.shape) for p in self._placements}
+        self._rounds = rounds(self._placements, self.names, shapes, layout.units)
+        self._first_alike = _first_of_the_same_units(layout) if per_example else []
+        self.times = Products()
+        self._probability: KnownProbability | None = None
+        self._drawn: DrawnTensors | None = None
         self._products: dict[tuple[int, int, int], tuple[Tensor, int, Tensor]] = {}
         self._draws = DrawHistory()
 
     @property
-    def sparing(self) -> bool:
+    def economical(self) -> bool:
         """Whether gates are as many as weights, so that it matters what is kept of them for the backward pass."""
-        return self.sparse.unit == "weight"
+        return not self.layout.unit.changes_shapes
 
     @property
     def multiplies_activations(self) -> bool:
         """Whether the forward that runs draws gates for every example."""
         return self.per_example and self._model.training
 
-    def draw(self, examples: int | None, whole: bool = True) -> None:
-        """Draws all gates; [units] into the weights, or [examples, units] to be multiplied into activations.
+    # drawing
 
-        ``whole``: for a forward of the whole model."""
-        gate, logits = self.sparse.gate, self.sparse.logits
-        first = next(self._model.parameters())
-        if first.is_meta:
-            raise ZerogateError(no_weights(self._model, first.device))
-        if first.device != logits.device:
-            raise ZerogateError(
-                f"the model is on {first.device} and its gates on {logits.device}; move the handle too: "
-                f"sparse.to({str(first.device)!r})"
-            )
-        random, again = self._model.training and not self.sparse.settled, None
+    def draw(self, examples: int | None, whole: bool = True) -> DrawnTensors:
+        """Draws all gates: [units], multiplied into the weights, or [examples, units], to be multiplied into activations.
+
+        Args:
+            whole: whether it is for a forward of the whole model.
+
+        Raises `ZerogateError` where the model has no values, or is on another device than its gates."""
+        self._check_device()
+        gate, logits = self.gates.gate, self.gates.logits
+        random, again = self._model.training and not self.gates.frozen, None
         if random:
-            z, p, again = gate.drawn(logits, self.sparing, examples)
-            self._open = None if p is None else (p, again, self._versions())
+            z, p, again = gate.drawn(logits, self.economical, examples)
+            self._probability = None if p is None else KnownProbability(p, again, self._versions())
         else:
             z = gate.mask(logits)
             z = z if examples is None else z.expand(examples, -1)
-        self._drawn, self._statistics = self._spread(z, random, again)
-        tensors, z_again = [*self._drawn, *self._statistics], None if again is None else again.z
-        self._draws.add(z, tensors, whole=whole, random=random, again=z_again)
+        self._drawn = self._spread(z, random, again)
+        z_again = None if again is None else again.z
+        self._draws.add(z, self._drawn.tensors, whole=whole, random=random, again=z_again)
+        return self._drawn
 
-    def likely(self, movable: bool) -> Tensor:
+    def _check_device(self) -> None:
+        first, device = next(self._model.parameters()), self.gates.logits.device
+        if first.is_meta:
+            raise ZerogateError(no_weights(self._model, first.device))
+        if first.device != device:
+            raise ZerogateError(
+                f"the model is on {first.device} and its gates on {device}; move the handle too: "
+                f"sparse.to({str(first.device)!r})"
+            )
+
+    def open_probability(self, movable: bool) -> Tensor:
         """Open probabilities [units], with a gradient: those that came with the last draw, if gates are still the same.
-        ``movable``: with a gradient that moves every gate."""
-        known, self._open = self._open, None
-        gate, logits = self.sparse.gate, self.sparse.logits
-        p, again = known[:2] if known is not None and known[2] == self._versions() else (None, None)
+
+        Args:
+            movable: whether the gradient is to move every gate, also those that are all but decided.
+        """
+        known, self._probability = self._probability, None
+        gate, logits = self.gates.gate, self.gates.logits
+        current = known is not None and known.versions == self._versions()
+        p, again = (known.value, known.again) if known is not None and current else (None, None)
         if movable and type(gate).movable_probability is not Gate.movable_probability:
             return gate.movable_probability(logits, p)
-        return gate.likely(logits, p, self.sparing, again)
+        return gate.likely(logits, p, self.economical, again)
 
     def _versions(self) -> list[int]:
-        logits = self.sparse.logits
-        return [id(logits), *(version_of(x) for x in (logits, *self.sparse.gate.buffers()))]
+        logits = self.gates.logits
+        return [id(logits), *(version_of(x) for x in (logits, *self.gates.gate.buffers()))]
 
-    def _spread(self, z: Tensor, random: bool, again: Again | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    # spreading
+
+    def _spread(self, z: Tensor, random: bool, again: Again | None = None) -> DrawnTensors:
         """What layers and norms use of gates z, [units] or [examples, units]."""
         if z.ndim == 1:
-            # not getattr: that may find a shadow
-            weights: list[Any] = [parameters_of(owner)[name] for owner, name in self.places]
-            drawn = self.masked_weights(z, weights, again)
+            # not getattr: that may find what shadows the weight
+            weights = [parameters_of(owner)[name] for owner, name in self.places]
+            masked = self.masked_weights(z, [w for w in weights if w is not None], again)
         else:
-            drawn = self._by_example(z)
-        return drawn, self._norm_weights(z, random) if self._norms else []
+            masked = self._by_example(z)
+        return DrawnTensors(masked, self._norm_weights(z, random) if self._norms else [])
 
     def masked_weights(self, z: Tensor, weights: Sequence[Tensor], again: Again | None = None) -> list[Tensor]:
-        """The gated weights, given in the order of ``names``, times their gates, for z [units]; ``again`` computes z
-        once more for the backward pass, which then does not keep it."""
+        """The gated weights, given in the order of ``names``, times their gates.
+
+        Args:
+            z: gates, [units].
+            again: computes z once more for the backward pass, which then does not keep it.
+        """
         if not must_stay_traceable():
-            found, z_again = list(weights), None if again is None else again.z
-            for lies in self._rounds:
-                lies.to(z.device)
-                numbers = [x.weight for x in lies.layers]
-                masked = MaskWeights.apply(lies, z_again, z, *(found[i] for i in numbers))
-                for number, w in zip(numbers, masked, strict=True):
-                    found[number] = w
-            return found
-        spread = torch.cat([z, z.new_ones(1)])[self.sparse.index].split(self._lengths)
+            masked, z_again = list(weights), None if again is None else again.z
+            for batch in self._rounds:
+                batch.to(z.device)
+                numbers = [slot.weight for slot in batch.layers]
+                products = MaskWeights.apply(batch, z_again, z, *(masked[i] for i in numbers))
+                for number, product in zip(numbers, products, strict=True):
+                    masked[number] = product
+            return masked
+        spread = torch.cat([z, z.new_ones(1)])[self.gates.index].split(self._lengths)
         by_name = dict(zip(self.names, weights, strict=True))
         for p, part in zip(self._placements, spread, strict=True):
             w = by_name[p.weight]
@@ -138,70 +180,80 @@ class GatedForward:
 
     def _by_example(self, z: Tensor) -> list[Tensor]:
         """Gates of every placement, [examples, channels], of gates z, [examples, units]."""
-        ungated = any(lies.ungated for lies in self._rounds)
+        ungated = any(batch.ungated for batch in self._rounds)
         if must_stay_traceable():
             z = torch.cat([z, z.new_ones(len(z), 1)], 1) if ungated else z
-            return list(z.index_select(1, self.sparse.index).split(self._lengths, 1))
-        return list(Spread.apply(z, self.sparse.index, self._lengths, ungated))
+            return list(z.index_select(1, self.gates.index).split(self._lengths, 1))
+        return list(Spread.apply(z, self.gates.index, self._lengths, ungated))
 
     def _norm_weights(self, z: Tensor, random: bool) -> list[Tensor]:
         """How much each channel counts in the statistics of each norm: as far as it is open while gates are random, wholly
         if it is kept under the deployed mask."""
-        w = z.clamp(max=1) if random else self.sparse.kept().to(z).expand_as(z)
+        w = z.clamp(max=1) if random else self.kept().to(z).expand_as(z)
         w = torch.cat([w, w.new_ones(*w.shape[:-1], 1)], -1)
         return [w[..., n.labels.to(w.device)] for n in self._norms]  # −1 is the last: always there
+
+    def kept(self) -> Tensor:
+        """Units that compaction keeps, bool [units]: open and of use, and at least one of each group."""
+        return self.layout.cost.kept(self.gates.is_open(), self.gates.logits.detach())
+
+    # what layers ask for
 
     def current(self, number: int) -> Tensor:
         """The drawn tensor of a weight, or per example of a placement: of the root's forward that runs, or that is run
         again for its gradient."""
-        return self._now()[0][number]
+        return self._now().masked[number]
 
     def statistics(self, number: int) -> Tensor:
         """Weights of a norm's channels, as drawn with the gates."""
-        return self._now()[1][number]
+        return self._now().statistics[number]
 
-    def _now(self) -> tuple[list[Tensor], list[Tensor]]:
-        if not self.depth or self._drawn is None:
-            again = self._draws.recomputed()
-            if again is not None:
-                return self._again(again)
-            if self.multiplies_activations:
-                raise ZerogateError(
-                    "per-example gates are drawn by the root's forward; call the model, not a part of it"
-                )
-            self.draw(None, whole=False)  # a part of the model called by itself
-            assert self._drawn is not None
-        return self._drawn, self._statistics
+    def _now(self) -> DrawnTensors:
+        if self.depth and self._drawn is not None:
+            return self._drawn
+        recomputed = self._draws.recomputed()
+        if recomputed is not None:
+            return self._of_earlier(recomputed)
+        if self.multiplies_activations:
+            raise ZerogateError("per-example gates are drawn by the root's forward; call the model, not a part of it")
+        return self.draw(None, whole=False)  # a part of the model called by itself
 
-    def _again(self, draw: Draw) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors of an earlier draw. They are no part of its graph: what is run again only gives this graph the
-        values that it has not kept."""
-        assert draw.z is not None
-        if not draw.tensors:
+    def _of_earlier(self, draw: Draw) -> DrawnTensors:
+        """The tensors of an earlier draw of the whole model. They are no part of its graph: what is run again only gives
+        this graph the values that it has not kept."""
+        if not draw.tensors and draw.z is not None:
             with torch.no_grad():
-                drawn, statistics = self._spread(draw.z(), draw.random)
-            tensors = [*drawn, *statistics]
+                tensors = self._spread(draw.z(), draw.random).tensors
             draw.tensors = [x.detach().requires_grad_(grad) for x, grad in zip(tensors, draw.learns, strict=True)]
         n = len(draw.tensors) - len(self._norms)
-        return draw.tensors[:n], draw.tensors[n:]
+        return DrawnTensors(draw.tensors[:n], draw.tensors[n:])
 
     def forget(self) -> None:
         """Drops what was drawn, and the graph that holds it."""
-        self._drawn, self._statistics = None, []
+        self._drawn = None
         self._products.clear()
+
+    # products of activations and gates
 
     def known_product(self, x: Tensor, number: int, channel_dim: int) -> Tensor | None:
         """An activation times the gates of a placement, where another layer with the same gates has read it in this
         forward."""
-        found = None if must_stay_traceable() else self._products.get((id(x), self._alike[number], channel_dim))
-        return None if found is None or found[1] != version_of(x) else found[2]
+        key = id(x), self._first_alike[number], channel_dim
+        known = None if must_stay_traceable() else self._products.get(key)
+        return None if known is None or known[1] != version_of(x) else known[2]
 
     def note_product(self, x: Tensor, number: int, channel_dim: int, product: Tensor) -> None:
         """Notes what was multiplied, if autograd keeps it in any case; checkpoints and their like keep it elsewhere."""
         kept = torch.is_grad_enabled() and saves_tensors_itself()
         if kept and self.depth and not must_stay_traceable():
-            self._products[id(x), self._alike[number], channel_dim] = x, version_of(x), product
+            self._products[id(x), self._first_alike[number], channel_dim] = x, version_of(x), product
 
     def __getstate__(self) -> dict[str, Any]:
         # a draw belongs to a graph of autograd, which cannot be copied
-        return self.__dict__ | {"_drawn": None, "_statistics": [], "depth": 0, "_open": None, "_products": {}}
+        return self.__dict__ | {"_drawn": None, "depth": 0, "_probability": None, "_products": {}}
+
+
+def _first_of_the_same_units(layout: Layout) -> list[int]:
+    """For every placement, the first one that has gates of the same units."""
+    first: dict[tuple[int, ...], int] = {}
+    return [first.setdefault(tuple(p.units.tolist()), i) for i, p in enumerate(layout.placements)]

@@ -1,44 +1,56 @@
 """What happens around a gated model's forwards.
 
-Hooks are objects, not closures, so that copies and pickles of a gated model carry their own handle with them.
+Hooks are objects, not closures, so that copies and pickles of a gated model carry gates of their own with them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from zerogate.errors import ZerogateError
+from zerogate.masking.forward import GatedForward
 from zerogate.modules.internals import MODULE_CALL, frames_above
 
-if TYPE_CHECKING:
-    from zerogate.masking.attachment import Attachment
-    from zerogate.masking.forward import GatedForward
+Owned = tuple[nn.Module, str]
+"""A module and the attribute by which it holds a weight."""
+
+
+class Attached(Protocol):
+    """What the root's hook asks of the attachment that has put it there."""
+
+    def uncover(self) -> None:
+        """Takes back what a forward that was broken off has left shadowed."""
+
+    def come_last(self) -> None:
+        """Has the hooks that change a layer's input run behind those that were registered later."""
 
 
 @dataclass
 class Begin:
-    gating: GatedForward
-    attachment: Attachment
+    """Pre-hook of the root: draws the gates."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        gating = self.gating
-        if gating.depth:
+    forward: GatedForward
+    attachment: Attached
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        forward = self.forward
+        if forward.depth:
             if _calls_itself(module):
-                gating.depth += 1
+                forward.depth += 1
                 return
             self.attachment.uncover()  # the last forward was broken off
         if not torch.compiler.is_compiling():
             self.attachment.come_last()
         examples = None
-        if gating.multiplies_activations:
+        if forward.multiplies_activations:
             examples = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        gating.draw(examples)
-        gating.depth = 1
+        forward.draw(examples)
+        forward.depth = 1
 
 
 def _calls_itself(module: nn.Module) -> bool:
@@ -49,62 +61,75 @@ def _calls_itself(module: nn.Module) -> bool:
 
 @dataclass
 class End:
-    gating: GatedForward
+    """Hook of the root: drops what was drawn when the outermost forward ends."""
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.gating.depth = max(0, self.gating.depth - 1)
-        if not self.gating.depth:
-            self.gating.forget()
+    forward: GatedForward
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
+        self.forward.depth = max(0, self.forward.depth - 1)
+        if not self.forward.depth:
+            self.forward.forget()
 
 
 @dataclass
 class Shadow:
-    gating: GatedForward
-    held: list[tuple[nn.Module, str, int]]
-    put: list[list[tuple[nn.Module, str]]]
-    """What each call that is under way has shadowed: a module may call itself, or another one that reads its weight."""
+    """Pre-hook of a module that reads gated weights: shadows each with its product, in the `__dict__` of its owner, which
+    Python searches before the registered parameters.
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        put = []
-        if not self.gating.multiplies_activations:
-            for owner, attribute, number in self.held:
+    Attributes:
+        weights: owner, attribute and number of each weight.
+        calls: what each call that is under way has shadowed: a module may call itself, or another that reads its weight.
+    """
+
+    forward: GatedForward
+    weights: list[tuple[nn.Module, str, int]]
+    calls: list[list[Owned]]
+
+    def __call__(self, module: nn.Module, args: object) -> None:
+        shadowed: list[Owned] = []
+        if not self.forward.multiplies_activations:
+            for owner, attribute, number in self.weights:
                 if attribute not in owner.__dict__:
-                    put.append((owner, attribute))
-                owner.__dict__[attribute] = self.gating.current(number)
-        self.put.append(put)
+                    shadowed.append((owner, attribute))
+                owner.__dict__[attribute] = self.forward.current(number)
+        self.calls.append(shadowed)
 
 
 @dataclass
 class Unshadow:
-    put: list[list[tuple[nn.Module, str]]]
+    """Hook of such a module: takes back what its latest call has shadowed."""
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        for owner, attribute in self.put.pop() if self.put else ():
+    calls: list[list[Owned]]
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
+        for owner, attribute in self.calls.pop() if self.calls else ():
             owner.__dict__.pop(attribute, None)
 
 
 @dataclass
-class Weights:
-    """How much each channel counts in a norm's statistics."""
+class StatisticsWeights:
+    """How much each channel counts in a norm's statistics, asked for when the norm runs."""
 
-    gating: GatedForward
+    forward: GatedForward
     number: int
 
     def __call__(self) -> Tensor:
-        return self.gating.statistics(self.number)
+        return self.forward.statistics(self.number)
 
 
 @dataclass
 class Multiply:
-    gating: GatedForward
+    """Pre-hook of a layer with per-example gates: multiplies its input by the gates of its channels."""
+
+    forward: GatedForward
     number: int
     channel_dim: int
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.gating.multiplies_activations:
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not self.forward.multiplies_activations:
             return None
-        x, z = args[0], self.gating.current(self.number)
-        known = self.gating.known_product(x, self.number, self.channel_dim)
+        x, z = args[0], self.forward.current(self.number)
+        known = self.forward.known_product(x, self.number, self.channel_dim)
         if known is not None:
             return (known, *args[1:])
         if x.shape[0] != z.shape[0]:
@@ -112,6 +137,6 @@ class Multiply:
                 f"per-example gates: a layer received {x.shape[0]} examples where the network received {z.shape[0]}; "
                 "use per_example=False for networks that fold other dimensions into the batch"
             )
-        product = self.gating.times(x, z, self.channel_dim)
-        self.gating.note_product(x, self.number, self.channel_dim, product)
+        product = self.forward.times(x, z, self.channel_dim)
+        self.forward.note_product(x, self.number, self.channel_dim, product)
         return (product, *args[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,27 +13,49 @@ from zerogate.structure import Group, Structure
 
 @dataclass(frozen=True)
 class Placement:
-    """How gates lie on one weight: ``weight · z[units]`` with z broadcast by ``view`` (−1 in units: never gated)."""
+    """How gates lie on one weight: ``weight · z[units]``, with z broadcast over all dimensions but one.
+
+    Attributes:
+        weight: the parameter's name.
+        units: unit of each index along `dim`, int64; −1 where there is no gate. Where `dim` is None, of each entry.
+        shape: the weight's.
+        dim: the dimension along which gates lie; None where every entry has a gate of its own.
+    """
 
     weight: str
     units: Tensor
-    view: tuple[int, ...]
+    shape: tuple[int, ...]
+    dim: int | None
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        """The shape in which z[units] broadcasts over the weight; −1 along `dim`."""
+        return self.shape if self.dim is None else broadcast_along(self.dim, len(self.shape))
+
+    def rows(self, x: Tensor) -> Tensor:
+        """A tensor of the weight's shape as [len(units), entries that share a unit]."""
+        return x.reshape(-1, 1) if self.dim is None else x.movedim(self.dim, 0).flatten(1)
 
 
-def channel_placements(structure: Structure, parameters: dict[str, nn.Parameter]) -> list[Placement]:
+def broadcast_along(dim: int, dims: int) -> tuple[int, ...]:
+    """The shape in which a vector lies along one dimension of so many, to be broadcast over the others."""
+    return tuple(-1 if d == dim % dims else 1 for d in range(dims))
+
+
+def channel_placements(structure: Structure, parameters: Mapping[str, nn.Parameter]) -> list[Placement]:
+    """Gates of channels and heads: on the input slice of every weight that reads them."""
     placements = []
     for axis in dict.fromkeys(c.consumes for c in structure.calls if c.consumes in structure.axes):
-        assert axis is not None
-        name, dim = axis
-        view = [1] * parameters[name].ndim
-        view[dim] = -1
-        placements.append(Placement(name, structure.axes[axis], tuple(view)))
+        if axis is not None:
+            name, dim = axis
+            placements.append(Placement(name, structure.axes[axis], tuple(parameters[name].shape), dim))
     return placements
 
 
 def weight_placements(
-    structure: Structure, shapes: dict[str, torch.Size], excluded: frozenset[str]
+    structure: Structure, shapes: Mapping[str, torch.Size], excluded: Collection[str]
 ) -> tuple[list[Placement], tuple[Group, ...]]:
+    """Gates of single weights: a group for each weight of a layer that multiplies, and its gates in the weight's order."""
     placements: list[Placement] = []
     groups: list[Group] = []
     start = 0
@@ -40,7 +63,7 @@ def weight_placements(
         if not c.weight or not c.macs or c.layer in excluded or any(p.weight == c.weight for p in placements):
             continue
         stop = start + shapes[c.weight].numel()
-        placements.append(Placement(c.weight, torch.arange(start, stop), tuple(shapes[c.weight])))
+        placements.append(Placement(c.weight, torch.arange(start, stop), tuple(shapes[c.weight]), None))
         groups.append(Group(c.weight, slice(start, stop), (c.layer,), (c.layer,)))
         start = stop
     return placements, tuple(groups)

@@ -1,4 +1,4 @@
-"""What is added to the task's loss."""
+"""`Penalty`: a term of fixed weight that is added to the task's loss."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from zerogate.checks import check, check_choice
 from zerogate.cost.channels import CostModel
-from zerogate.errors import ZerogateError
+from zerogate.objectives.budget import OVER, Over, dense_count
 
-Over = Literal["gates", "params", "macs"]
 Reduce = Literal["mean", "sum"]
 
 
@@ -28,21 +28,18 @@ class Penalty(nn.Module):
 
     def __init__(self, weight: float = 1.0, over: Over = "gates", reduce: Reduce = "mean") -> None:
         super().__init__()
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ZerogateError(f"the penalty's weight (λ) must be a finite number ≥ 0, got {weight}")
-        if over not in get_args(Over):
-            raise ZerogateError(f"a penalty is over one of {', '.join(get_args(Over))}, got {over!r}")
-        if reduce not in get_args(Reduce):
-            raise ZerogateError(f"a penalty's reduce is one of {', '.join(get_args(Reduce))}, got {reduce!r}")
+        check(math.isfinite(weight) and weight >= 0, "the penalty's weight (λ)", "a finite number ≥ 0", weight)
+        check_choice("over", over, OVER)
+        check_choice("reduce", reduce, get_args(Reduce))
         self.weight = weight
-        self.over = over
+        self.over: Over = over
         self.reduce = reduce
 
     def forward(self, p: Tensor, cost: CostModel) -> Tensor:
-        """0-dim loss term from open probabilities p [units]."""
+        """The loss term, 0-dim, at open probabilities p [units]."""
         if self.over == "gates":
             return p.sum() * (self.weight / len(p) if self.reduce == "mean" else self.weight)
-        dense = getattr(cost.dense, self.over) if self.reduce == "mean" else 1
+        dense = dense_count(cost, self.over) if self.reduce == "mean" else 1
         return cost.priced(p, self.over, self.weight / dense)
 
     def extra_repr(self) -> str:

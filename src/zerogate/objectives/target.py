@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zerogate.checks import check_share, check_whole
 from zerogate.cost.channels import CostModel
 from zerogate.errors import ZerogateError
-from zerogate.gates.gate import Gate
-
-if TYPE_CHECKING:
-    from zerogate.sparsified import Sparsified
+from zerogate.objectives.budget import Budget, Over, dense_count
+from zerogate.objectives.projection import MARGIN
 
 REACH = 2 / 3
 """Share of the run after which the target is reached."""
 SETTLE = 5 / 6
 """Share of the run after which the network is made to fit and gates stand still; the rest of it is for the weights."""
-MARGIN = 0.01
-"""The network that is deployed ends at most this share of the dense cost under the target."""
 UNKNOWN = 10_000
 """Steps that set the pace where nobody says how many there will be."""
-# Found on the digits, from 200 to 400 steps, both gates, Adam and SGD: half of both lags behind where the gates' learning
-# rate falls, more than twice swings through the target and closes layers on the way.
-_PACE, _DAMPING = 400.0, 120.0
-_LARGEST = math.log1p(1e4)  # of |μ|: what a loss in float32 still bears
+_PACE = 400.0
+"""Of the multiplier, per share of the dense count and per run. Found on the digits, runs of 200 to 400 steps, both gates,
+Adam and SGD: at half of this and of the damping the multiplier lags when the gates' learning rate decays; above twice, it
+overshoots and closes whole layers."""
+_DAMPING = 120.0
+"""Of the term that is proportional to what is too much or too little now."""
+_LARGEST = math.log1p(1e4)
+"""Of |μ|: what a loss in float32 still bears."""
 
 
 class Target(nn.Module):
@@ -74,43 +75,39 @@ class Target(nn.Module):
         steps: int | None = None,
     ) -> None:
         super().__init__()
-        given = {
-            key: value for key, value in (("params", params), ("macs", macs), ("gates", gates)) if value is not None
-        }
-        if len(given) != 1:
+        shares: dict[Over, float | None] = {"params": params, "macs": macs, "gates": gates}
+        asked = [(over, share) for over, share in shares.items() if share is not None]
+        if len(asked) != 1:
             raise ZerogateError(
                 f"a target is a share of the parameters, of the MACs or of the gates, got params={params}, macs={macs}, "
                 f"gates={gates}; give one"
             )
-        ((self.over, share),) = given.items()
-        value: Any = share
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and 0 < value <= 1):  # NaN compares false
-            raise ZerogateError(f"{self.over} is the share that may be left, in (0, 1], got {share}")
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ZerogateError(f"steps must be a whole number of at least 1, or None, got {steps}")
+        self.over, share = asked[0]
+        check_share(self.over, share)
+        check_whole("steps", steps, optional=True)
         self.share = float(share)
         self.steps = steps
         self.steps_done = 0
         self.settled = False
-        """Whether gates stand still by now, and only weights are trained."""
+        """Whether gates stand still by now, so that only weights are trained."""
         self.projected: int | None = None
         """How many gates `Sparsified.project` has changed so far; None before the first time."""
         for name in ("multiplier", "_log", "_start"):
             self.register_buffer(name, torch.zeros(()))
 
     def forward(self, p: Tensor, cost: CostModel) -> Tensor:
-        """0-dim loss term from open probabilities p [units]."""
+        """The loss term, 0-dim, at open probabilities p [units]."""
         return (self.multiplier * self._left(p, cost)).to(p.dtype)
 
     def _left(self, p: Tensor, cost: CostModel) -> Tensor:
+        """The share of the dense count that is left at open probabilities p [units], 0-dim."""
         if self.over == "gates":
             return p.mean().float()
-        return cost.priced(p, self.over, 1 / getattr(cost.dense, self.over)).float()
+        return cost.priced(p, self.over, 1 / dense_count(cost, self.over)).float()
 
     @torch.no_grad()
     def step(self, p: Tensor, is_open: Tensor, cost: CostModel) -> bool:
-        """Called once after each optimizer step; moves the multiplier on. Whether this is the step at which gates settle.
+        """Called once after each optimizer step; moves the multiplier on. Returns whether gates settle at this step.
 
         Args:
             p: open probabilities [units].
@@ -131,22 +128,25 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def advance(self, expected: Tensor, deployed: Tensor) -> None:
-        """The dual update for these shares of the dense cost, 0-dim."""
+        """The dual update, in the symbols of the class.
+
+        Args:
+            expected, deployed: the shares of the dense count that are left, 0-dim."""
         steps = self.steps or UNKNOWN
         done = self.steps_done / steps
         weight = 0.5 + 0.5 * min(1.0, max(0.0, (done - REACH) / ((1 - REACH) / 2)))
-        left = torch.lerp(expected, deployed, weight)
+        c = torch.lerp(expected, deployed, weight)
         if self.steps_done == 0:
-            self._start.copy_(left)
+            self._start.copy_(c)
         self.steps_done += 1
-        way = min(1.0, self.steps_done / (REACH * steps))
-        allowed = self._start + (self.share - self._start) * way
-        over = left - allowed
-        g = over.clamp(min=0) + (over + MARGIN).clamp(max=0)
-        log = (self._log + _PACE / steps * g).clamp(-_LARGEST, _LARGEST)
-        log = torch.where(log * g > 0, log, torch.zeros_like(log))
-        self._log.copy_(log)
-        self.multiplier.copy_(log.sign() * torch.expm1(log.abs()) + _DAMPING * g)
+        progress = min(1.0, self.steps_done / (REACH * steps))
+        d = self._start + (self.share - self._start) * progress
+        excess = c - d
+        g = excess.clamp(min=0) + (excess + MARGIN).clamp(max=0)
+        mu = (self._log + _PACE / steps * g).clamp(-_LARGEST, _LARGEST)
+        mu = torch.where(mu * g > 0, mu, torch.zeros_like(mu))
+        self._log.copy_(mu)
+        self.multiplier.copy_(mu.sign() * torch.expm1(mu.abs()) + _DAMPING * g)
 
     def _settle_if_due(self) -> None:
         self.settled = self.steps is not None and self.steps_done >= round(SETTLE * self.steps)
@@ -154,33 +154,32 @@ class Target(nn.Module):
             self.multiplier.zero_()
 
     def restart(self, share: float, steps: int) -> None:
-        """Begins anew, with another share and number of steps."""
+        """Starts again from the first step, with another share and number of steps."""
         self.share, self.steps, self.steps_done, self.projected, self.settled = share, steps, 0, None, False
         for buffer in (self.multiplier, self._log, self._start):
             buffer.zero_()
 
-    def allowed(self, cost: CostModel) -> float:
-        """The largest cost that fits."""
-        return self.share * self.dense(cost)
+    def set_steps(self, steps: int) -> None:
+        """Says how many optimizer steps the run has."""
+        self.steps = steps
+
+    def budget(self, cost: CostModel) -> Budget:
+        """What may be left of a network, counted by its cost model."""
+        return Budget.of_share(self.over, cost, self.share)
+
+    # Names of before 0.2, for one release: a target's budget says all this now.
 
     def dense(self, cost: CostModel) -> int:
-        """What the target is about, with every gate open."""
-        return cost.units if self.over == "gates" else int(getattr(cost.dense, self.over))
+        """`Budget.dense`."""
+        return self.budget(cost).dense
+
+    def allowed(self, cost: CostModel) -> float:
+        """`Budget.limit`."""
+        return self.budget(cost).limit
 
     def left(self, is_open: Tensor, cost: CostModel) -> int:
-        """What is left of it with these units open, bool [units]."""
-        return int(is_open.sum()) if self.over == "gates" else int(getattr(cost.exact(is_open), self.over))
-
-    def check(self, cost: CostModel, units: int) -> None:
-        """Raises `ZerogateError` where even the network without these units costs more."""
-        least, dense = self.left(torch.zeros(units, dtype=torch.bool), cost), self.dense(cost)
-        if least > self.allowed(cost):
-            smallest = math.ceil(1e4 * least / max(dense, 1)) / 1e4
-            raise ZerogateError(
-                f"{self.over}={self.share:g} cannot be reached: {least:,} of {dense:,} {self.over} are left when every "
-                f"gate is closed, what layers without gates and the last units of groups cost; the smallest share is "
-                f"{smallest:g}, got {self.share:g}"
-            )
+        """`Budget.left`."""
+        return self.budget(cost).left(is_open)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("steps_done", "steps", "projected", "share")}
@@ -192,99 +191,3 @@ class Target(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.over}={self.share}, steps={self.steps}"
-
-
-def fitting(order: Tensor, number: int, target: Target, cost: CostModel, margin: float = MARGIN) -> int:
-    """How many units should be open for the cost to fit: `number` if it does, else the fewest changes.
-
-    Args:
-        order: units by how open they are, the most open first, int64 [units].
-        number: how many of them are open now.
-        margin: the share of the dense cost by which it may end below.
-
-    Costs grow with every unit that opens, so a search by halves finds the number.
-    """
-    dense = target.dense(cost)
-    limit = target.allowed(cost)
-
-    def left(n: int) -> int:
-        is_open = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-        is_open[order[:n]] = True
-        return target.left(is_open, cost)
-
-    def largest(low: int, high: int, most: float) -> int:
-        """The largest n in [low, high] whose cost is at most `most`; that of `low` is."""
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if left(middle) <= most else (low, middle - 1)
-        return low
-
-    now = left(number)
-    if now > limit:
-        return largest(0, number, limit)
-    if now >= limit - margin * dense:
-        return number
-    most = largest(number, len(order), limit)
-    least = largest(number, most, limit - margin * dense)  # the next one is within the margin
-    return min(least + 1, most)
-
-
-@torch.no_grad()
-def settle(sparse: Sparsified) -> None:
-    """Makes the network fit, for the weights to follow.
-
-    One unit of a group stays in any case, so the likeliest is opened where all are closed. And a hard-concrete gate that
-    never decided is deployed as nearly 0: weights are trained with it from now on, so it may as well count. Logits of
-    open gates are at least 0."""
-    logits, is_open = sparse.logits, sparse.is_open()
-    best = _best(sparse)
-    empty = best[[not bool(is_open[g.slice].any()) for g in sparse.groups]]
-    logits[empty] = _across(sparse.gate, logits[empty], True)
-    project(sparse)
-    logits.copy_(torch.where(sparse.is_open(), logits.clamp(min=0), logits))
-
-
-@torch.no_grad()
-def project(sparse: Sparsified, margin: float = MARGIN) -> int:
-    """See `Sparsified.project`."""
-    target, is_open, logits = sparse.objective, sparse.is_open(), sparse.logits
-    assert isinstance(target, Target)
-    first = is_open.to(torch.int8)
-    first[_best(sparse)] *= 2
-    order = logits.argsort(descending=True, stable=True)
-    order = order[first[order].argsort(descending=True, stable=True)]
-    now = int(is_open.sum())
-    wanted = fitting(order, now, target, sparse.cost_model, margin)
-    changed = order[min(now, wanted) : max(now, wanted)]
-    logits[changed] = _across(sparse.gate, logits[changed], wanted > now)
-    target.projected = (target.projected or 0) + len(changed)
-    return len(changed)
-
-
-def _best(sparse: Sparsified) -> Tensor:
-    """The unit of each group with the highest logit, int64 [groups]."""
-    return torch.stack([g.slice.start + sparse.logits[g.slice].argmax() for g in sparse.groups])
-
-
-def _across(gate: Gate, logits: Tensor, opens: bool) -> Tensor:
-    """The nearest logits at which these gates, all closed or all open, are the other thing: a little beyond the edge,
-    where hard-concrete gates multiply by nearly 0, so that opening them changes next to nothing.
-
-    Args:
-        logits: in descending order, which is kept."""
-    sign = 1.0 if opens else -1.0
-
-    def crossed(x: Tensor) -> Tensor:
-        return (gate.mask(x) > 0) == opens
-
-    near, step = logits.clone(), torch.ones_like(logits)
-    far = near + sign * step
-    for _ in range(20):
-        step = torch.where(crossed(far), step, 2 * step)
-        far = logits + sign * step
-    for _ in range(40):
-        middle = (near + far) / 2
-        beyond = crossed(middle)
-        near, far = torch.where(beyond, near, middle), torch.where(beyond, middle, far)
-    place = torch.linspace(1.0, 0.0, len(logits), device=logits.device, dtype=logits.dtype)  # keeps their order
-    return far + sign * 1e-3 * (1 + far.abs()) * (1 + (place if opens else 1 - place))

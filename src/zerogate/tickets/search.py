@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from zerogate.checks import check_choice, check_whole
 from zerogate.errors import CheckpointError, ZerogateError
-from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import RESETS, Reset
 from zerogate.gates.pruners import Magnitude
+from zerogate.gates.schedules import Scheduled
 from zerogate.masks import Mask
-from zerogate.objectives.target import Target, project
+from zerogate.objectives.target import Target
 from zerogate.sparsified import Sparsified
 from zerogate.tickets.snapshot import Snapshot, weights_of
 from zerogate.tickets.stage import Stage
@@ -74,14 +75,12 @@ class TicketSearch:
         rewind: str | Time = "0it",
         reset: Reset = "paper",
     ) -> None:
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
-            raise ZerogateError(f"rounds must be a whole number of at least 0, got {rounds!r}")
+        check_whole("rounds", rounds, least=0)
         if rounds == 0 and sparse.gate.learns:
             raise ZerogateError(f"rounds=0 leaves no round in which {type(sparse.gate).__name__} gates could learn")
-        if rounds > 0 and isinstance(sparse.gate, FixedGate) and not isinstance(sparse.gate, Magnitude):
+        if rounds > 0 and not sparse.gate.learns and not isinstance(sparse.gate, Magnitude):
             raise ZerogateError(f"rounds={rounds}: {type(sparse.gate).__name__} gates do not change; give rounds=0")
-        if reset not in RESETS:
-            raise ZerogateError(f"reset is one of {', '.join(RESETS)}, got {reset!r}")
+        check_choice("reset", reset, RESETS)
         self.sparse, self.rounds, self.reset = sparse, rounds, reset
         self.steps_per_epoch = steps_per_epoch
         final_length = length if final_length is None else final_length
@@ -89,7 +88,7 @@ class TicketSearch:
         self._rewind = self._steps("rewind", rewind, least=0)
         if rounds and self._rewind > self.lengths[0]:
             raise ZerogateError(
-                f"rewind={rewind} is step {self._rewind} and lies behind the end of the first round, step {self.lengths[0]}"
+                f"rewind={rewind} is step {self._rewind}, behind the end of the first round, step {self.lengths[0]}"
             )
         self.number = 0
         self.steps_done = 0
@@ -99,11 +98,9 @@ class TicketSearch:
         self._snapshot: Snapshot | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._share = sparse.objective.share if isinstance(sparse.objective, Target) else None
-        self._gate_steps = getattr(sparse.gate, "steps", None)
+        self._gate_steps = sparse.gate.steps if isinstance(sparse.gate, Scheduled) else None
         if isinstance(sparse.gate, Magnitude):
             sparse.gate.in_rounds = rounds > 0
-            if rounds:
-                sparse.gate.final(sparse)  # raises where there is none
         self._begin()
 
     def _steps(self, name: str, value: int | str | Time, least: int = 1) -> int:
@@ -131,7 +128,7 @@ class TicketSearch:
     def mask(self) -> Mask:
         if self._mask is not None:
             return self._mask
-        return Mask(self.sparse.entries(self.sparse.is_open() | self.sparse.gate.learns))
+        return self.sparse.mask(all_open=self.sparse.gate.learns)
 
     def step(self) -> None:
         """Call once after each optimizer step."""
@@ -166,43 +163,49 @@ class TicketSearch:
             self._begin()
 
     def prune(self) -> None:
-        """Behind the last step of a round, closes what is not in the mask that the round has found, so that the network
-        can be evaluated with it. `advance` does it, if it is not done already."""
+        """After the last step of a round, closes what is not in the round's mask, so that the network can be evaluated with
+        it. `advance` does it where it is not done yet."""
         gate, sparse = self.sparse.gate, self.sparse
         if self.number >= self.rounds:
             return
         if isinstance(gate, Magnitude):
-            gate.prune(sparse, gate.final(sparse) ** ((self.number + 1) / self.rounds))
-        elif isinstance(sparse.objective, Target):
-            project(sparse, margin=MARGIN)
+            sparse._prune(gate.final_share(sparse._budget) ** ((self.number + 1) / self.rounds))
+        else:
+            sparse._project(MARGIN)
 
     def _end_round(self) -> None:
         self.prune()
         gate, sparse = self.sparse.gate, self.sparse
         self._mask = Mask.of(sparse)
         self.history.append(self._mask.density)
-        assert self._snapshot is not None
-        self._snapshot.restore(sparse.model)
+        self._rewind_point.restore(sparse.model)
         if gate.learns and self.number + 1 == self.rounds:
             sparse.harden()
         elif gate.learns:
             with torch.no_grad():
                 sparse.logits.copy_(gate.restarted(sparse.logits, self._initial.to(sparse.logits.device), self.reset))
             gate.restart()
-        elif isinstance(gate, FixedGate):
-            sparse.zero_closed()
+        else:
+            sparse._zero_closed()
 
     def _begin(self) -> None:
-        """What the gates and the objective must know of the stage."""
+        """Tells the gates and the objective how long the stage is and what share it ends with."""
         steps, gate, objective = self.lengths[self.number], self.sparse.gate, self.sparse.objective
-        if self._gate_steps is None and hasattr(gate, "steps"):
-            gate.steps = steps  # type: ignore[assignment]
+        if self._gate_steps is None and isinstance(gate, Scheduled):
+            gate.set_steps(steps)
         if isinstance(objective, Target) and self._share is not None and gate.learns:
             objective.restart(self._share ** ((self.number + 1) / self.rounds), steps)
+            self.sparse._follow_objective()
         if self.number == 0 and self.rounds and self._rewind == 0 and self._snapshot is None:
             self._snapshot = Snapshot.take(self.sparse.model, None)
 
     # rewinding
+
+    @property
+    def _rewind_point(self) -> Snapshot:
+        if self._snapshot is None:
+            raise ZerogateError(f"the search has not passed its rewind point, step {self._rewind} of the first round")
+        return self._snapshot
 
     def rewind(self, optimizer: torch.optim.Optimizer) -> None:
         """Call with each stage's optimizer before its first step where its state is to be rewound, too: the weights'
@@ -216,9 +219,8 @@ class TicketSearch:
             if self.steps_done == self._rewind and self.rounds:
                 self._snapshot = Snapshot.take(self.sparse.model, optimizer)
         elif self.steps_done == 0:  # else it is resumed, and the optimizer has its own state
-            assert self._snapshot is not None
             kept = {} if self.sparse.gate.learns else self.mask
-            self._snapshot.restore_optimizer(optimizer, self.sparse.model, kept)
+            self._rewind_point.restore_optimizer(optimizer, self.sparse.model, kept)
 
     # state
 
@@ -234,11 +236,12 @@ class TicketSearch:
             "initial": self._initial,
             "snapshot": None if self._snapshot is None else self._snapshot.tensors,
             "optimizer": None if self._snapshot is None else self._snapshot.optimizer,
-            "scale": self.sparse.gate.scale if isinstance(self.sparse.gate, FixedGate) else None,
+            "scale": None if self.sparse.gate.learns else self.sparse.gate.scale,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a stopped search needs to go on but the optimizer's state: its own, the gates' and the model's."""
+        """All that a stopped search needs to go on, without the optimizer's state: that of the search, of the gates and of
+        the model."""
         return {"search": self.progress(), "gates": self.sparse.state_dict(), "model": self.sparse.model.state_dict()}
 
     def load_progress(self, state: dict[str, Any]) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zerogate.checks import check_share, check_whole
 from zerogate.errors import ZerogateError
 from zerogate.gates.pruners import Random
 from zerogate.modules.run import Inputs
+from zerogate.objectives.budget import Budget
 from zerogate.sparsify import sparsify
+from zerogate.structure import Group
 
 
 def small_dense(
@@ -37,26 +41,21 @@ def small_dense(
     """
     if (params is None) == (share is None):
         raise ZerogateError(f"small_dense takes params or share, one of the two, got params={params} and share={share}")
+    check_whole("params", params, optional=True)
+    check_share("share", share, optional=True)
     sparse = sparsify(copy.deepcopy(model), example_inputs, gate=Random(1.0), unit="channel")
     dense = sparse.dense_cost.params
-    most = _most(params, share, dense)
-    order = _evenly(sparse)
-
-    def left(number: int) -> int:
-        is_open = torch.zeros(len(order), dtype=torch.bool)
-        is_open[order[:number]] = True
-        return int(sparse.cost_model.exact(is_open.to(sparse.logits.device)).params)
-
-    if left(0) > most:
+    most = int((share or 0) * dense) if params is None else params
+    budget, order = Budget.of_count("params", sparse.cost_model, most), _evenly(sparse.groups).to(sparse.logits.device)
+    least = budget.left_of_first(order, 0)
+    if least > most:
         raise ZerogateError(
             f"{most:,} parameters are too few for a small {type(model).__name__}: one channel of each group, and layers "
-            f"that cannot be narrowed, have {left(0):,} of its {dense:,}; give at least that"
+            f"that cannot be narrowed, have {least:,} of its {dense:,}; give at least that"
         )
-    low, high = 0, len(order)
-    while low < high:  # costs grow with every channel
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if left(middle) <= most else (low, middle - 1)
-    sparse.open_only(order[:low].to(sparse.logits.device))
+    is_open = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    is_open[order[: budget.largest(order)]] = True
+    sparse.gates.set_open(is_open)
     small = sparse.compact()
     for module in small.modules():
         reset: Any = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -65,18 +64,7 @@ def small_dense(
     return small
 
 
-def _most(params: int | None, share: float | None, dense: int) -> int:
-    value: Any = params if share is None else share
-    if share is None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ZerogateError(f"params must be a whole number of at least 1, got {value!r}")
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ZerogateError(f"share must lie in (0, 1], got {value!r}")
-    return int(value * dense)
-
-
-def _evenly(sparse: Any) -> Tensor:
+def _evenly(groups: Sequence[Group]) -> Tensor:
     """All units, in an order whose every beginning has the same share of each group, int64 [units]."""
-    places = [(torch.arange(group.units, dtype=torch.float64) + 0.5) / group.units for group in sparse.groups]
+    places = [(torch.arange(group.units, dtype=torch.float64) + 0.5) / group.units for group in groups]
     return torch.cat(places).argsort(stable=True)

@@ -1,4 +1,4 @@
-"""The rewind point: a model, and perhaps its optimizer, as they were."""
+"""The rewind point: the values of a model, and perhaps the state of its optimizer, at a step of the first round."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from zerogate.errors import ZerogateError
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of all parameters and buffers of a model, by name, and of its weights' optimizer state, by their place in the
-    group ``weights``; None where no optimizer was given."""
+    """Values of a model at one step.
+
+    Attributes:
+        tensors: copies of all parameters and buffers, by name.
+        optimizer: state of the weights, by their place in the group ``weights``; None where no optimizer was given.
+    """
 
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any] | None
 
     @classmethod
     def take(cls, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Snapshot:
+        """Copies the values as they are now.
+
+        Raises `ZerogateError` for an optimizer without a group of the weights."""
         state = None
         if optimizer is not None:
             weights = weights_of(optimizer)
@@ -37,7 +44,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-        """Gives the optimizer the state of back then, with moments of 0 for weights that are not kept.
+        """Gives the optimizer the state that it had, with moments of 0 for weights that are not kept.
 
         Raises `ZerogateError` where none was taken."""
         if self.optimizer is None:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from zerogate.errors import ZerogateError
+from zerogate.sparsified import Sparsified
 
-if TYPE_CHECKING:
-    from zerogate.tickets.search import TicketSearch
+
+class Search(Protocol):
+    """What a stage asks of the `TicketSearch` that it is part of."""
+
+    sparse: Sparsified
+    rounds: int
+    number: int
+    steps_done: int
+    steps_per_epoch: int | None
+    lengths: list[int]
+
+    def step(self) -> None: ...
+
+    def rewind(self, optimizer: torch.optim.Optimizer) -> None: ...
 
 
 @dataclass(frozen=True)
 class Stage:
     """One training of a search: a round, or the last, of the ticket."""
 
-    search: TicketSearch
+    search: Search
     number: int
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from zerogate.checks import check_whole
 from zerogate.errors import ZerogateError
 
 _TEXT = re.compile(r"(?:(\d+)ep)?(?:(\d+)it)?")
@@ -24,9 +25,7 @@ class Time:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ZerogateError(f"{name} of a time must be a whole number of at least 0, got {value!r}")
+            check_whole(f"{name} of a time", getattr(self, name), least=0)
 
     @classmethod
     def of(cls, value: str | Time) -> Time:

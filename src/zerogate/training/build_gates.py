@@ -71,7 +71,7 @@ def make_objective(config: DictConfig) -> Penalty | Target:
                     f"search.density={share} is an objective already; leave out {text}, or search.density"
                 )
         return zerogate.Target(gates=share)
-    if node.get("_target_") in ("zerogate.Target", "zerogate.objectives.target.Target"):
+    if node.get("_target_") == "zerogate.Target":
         penalty = ("weight", "over", "reduce")
         for key in penalty:
             if any(text.lstrip("+").startswith(f"objective.{key}=") for text in overrides):
@@ -85,7 +85,7 @@ def make_sparse(config: DictConfig, model: nn.Module, examples: Tensor) -> Spars
     """Gates on the model; None where the configuration has no gate."""
     if not config.gate.get("_target_"):
         return None
-    sparse = zerogate.sparsify(
+    return zerogate.sparsify(
         model,
         examples,
         gate=make_gate(config),
@@ -95,9 +95,6 @@ def make_sparse(config: DictConfig, model: nn.Module, examples: Tensor) -> Spars
         gate_inputs=config.sparsify.gate_inputs,
         exclude=excluded(config),
     )
-    if isinstance(sparse.gate, zerogate.Magnitude):
-        sparse.gate.final(sparse)  # raises where nobody says how much is to stay
-    return sparse
 
 
 def state_steps(sparse: Sparsified, steps: int) -> None:

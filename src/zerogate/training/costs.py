@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import zerogate
 from zerogate.errors import WatchError
 from zerogate.sparsified import Sparsified
-from zerogate.sparsify import Unit
+from zerogate.sparsify import UnitName
 
 
 def dense_cost(model: nn.Module, examples: Tensor) -> dict[str, int | None]:
@@ -69,7 +69,7 @@ class TicketSize:
 
 
 def ticket_size(
-    model: nn.Module, examples: Tensor, density: float | None, unit: Unit, exclude: Sequence[str] | None
+    model: nn.Module, examples: Tensor, density: float | None, unit: UnitName, exclude: Sequence[str] | None
 ) -> TicketSize:
     """How large a ticket is, that keeps the share `density` of the gates of `unit` (None: all of them).
 

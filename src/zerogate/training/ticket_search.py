@@ -18,7 +18,7 @@ from zerogate.training.build_gates import density, excluded
 from zerogate.training.checkpoints import last_checkpoint, restore
 from zerogate.training.classifier import Classifier
 from zerogate.training.config.checks import check, time_of
-from zerogate.training.config.compose import load
+from zerogate.training.config.compose import load, renewed
 from zerogate.training.config.keys import command_of
 from zerogate.training.config.resume import check_resume, resumed
 from zerogate.training.costs import dense_cost, ticket_size
@@ -59,6 +59,7 @@ def search(config: DictConfig) -> Result:
     if command_of(config) != "tickets":
         raise ConfigError('this configuration is of another command; compose it with compose(overrides, "tickets")')
     check(config)
+    config = renewed(config)
     provenance.commit()  # asked now and remembered: the source may change while the search goes on
     resuming = bool(config.resume)
     folder, config = open_or_resume(config)

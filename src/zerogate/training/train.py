@@ -62,6 +62,7 @@ def train(config: DictConfig) -> Result:
         StoppedError: SIGTERM or Ctrl-C; last.ckpt holds the state, and `resume` continues the run.
     """
     check(config)
+    config = settings.renewed(config)
     provenance.commit()  # asked now and remembered: the source may change while the run goes on
     opened = _open_or_resume(config)
     run, config, checkpoint = opened.run, opened.config, opened.checkpoint

@@ -38,7 +38,7 @@ class RunFiles(Callback):
         best: its validation accuracy, -1 before there is one.
     """
 
-    state_key = "RunFiles"  # its key in checkpoints, whatever the class is called
+    state_key = "RunFiles"  # its name in checkpoints, which stays whatever the class is called
 
     def __init__(self, run: RunFolder, total_steps: int, keep_best: bool = True) -> None:
         self.run, self.total_steps, self.keep_best = run, total_steps, keep_best

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zerogate.errors import ConfigError
+from zerogate.training.config import moved
 from zerogate.training.config.checks import check, is_text
 from zerogate.training.config.keys import Command, command_of, not_repeated
 from zerogate.training.config.libraries import (
@@ -37,6 +38,7 @@ def compose(overrides: Sequence[str] = (), command: Command = "train") -> DictCo
         ConfigError: an override that names nothing, cannot be read, or has a value out of range; RUN's config.yaml is
             damaged.
     """
+    overrides = moved.current(list(overrides))
     if "" not in sys.path:
         sys.path.insert(0, "")  # model._target_ may be a class of the user's own, in the current directory
     whole = [*_of_resumed_run(overrides, command), *overrides]
@@ -115,6 +117,15 @@ def load(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} is no configuration of a run; restore it or train anew")
     check(config)
+    return renewed(config)
+
+
+def renewed(config: DictConfig) -> DictConfig:
+    """A copy of a configuration with public names in place of import paths that have moved, in values and overrides."""
+    config = config.copy()
+    for key, value in leaves(config).items():
+        if (now := moved.current(value)) != value:
+            OmegaConf.update(config, key, now)
     return config
 
 
@@ -126,7 +137,7 @@ def amend(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     config = config.copy()
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(moved.current(list(overrides)))
     except HydraException as error:
         raise ConfigError(explain(error)) from error
     known = leaves(config)
