@@ -23,7 +23,7 @@ logger = logging.getLogger("zerogate")
 
 FORMAT = 1  # part of the cache key: raise it when the same files would decode differently
 CHUNK = 256  # images per task of the pool
-MAX_THREADS = 16  # of the pool; more do not decode faster
+MAX_THREADS = 16  # of the pool
 GREY_MODES = ("L", "1")
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits; Pillow would clip, not scale, them
 

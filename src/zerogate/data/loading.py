@@ -17,7 +17,7 @@ from zerogate.errors import DataError
 class _HubData:
     """A data set of the hub that is known by a short name."""
 
-    hub: str
+    name: str
     """Its name on the hub."""
     num_classes: int
     validation: int = 5000
@@ -128,16 +128,16 @@ def _decoded(name: str, path: str | Path | None, cache_dir: str | Path | None) -
         if path is not None:
             raise DataError(f"digits is embedded and takes no path, got {str(path)!r}; use name='folder' for a folder")
         return _digits(), 10
-    known = _HUB.get(name)
-    columns = known.label_columns if known else _FOLDER_LABELS
+    hub = _HUB.get(name)
+    columns = hub.label_columns if hub else _FOLDER_LABELS
     if path is not None:
         source = open_folder(path, columns)
-    elif known:
-        source = open_hub(known.hub, columns)
+    elif hub:
+        source = open_hub(hub.name, columns)
     else:
         raise DataError("data set 'folder' needs a path; give it with path=DIR")
     decoded = decode_cached(name, source, cache_dir)
-    classes = known.num_classes if known else 1 + max(int(labels.max()) for labels in decoded.labels.values())
+    classes = hub.num_classes if hub else 1 + max(int(labels.max()) for labels in decoded.labels.values())
     return decoded, classes
 
 

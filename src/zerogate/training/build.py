@@ -32,10 +32,10 @@ _BATCHING = ("batch_size", "eval_batch_size", "drop_last", "augment")
 def load_data(config: DictConfig) -> data.ImageData:
     """The data set that the group `data` describes."""
     arguments = {str(key): value for key, value in config.data.items() if key not in _BATCHING}
-    known = inspect.signature(data.load).parameters
+    parameters = inspect.signature(data.load).parameters
     for key in arguments:
-        if key not in known:
-            raise ConfigError(f"data has no key {key!r}; it has {', '.join([*known, *_BATCHING])}")
+        if key not in parameters:
+            raise ConfigError(f"data has no key {key!r}; it has {', '.join([*parameters, *_BATCHING])}")
     return data.load(**arguments)
 
 
@@ -143,7 +143,7 @@ def make_small(config: DictConfig, model: nn.Module, examples: Tensor) -> nn.Mod
     """A network like `model`, with as many parameters as a ticket of `search.density` leaves."""
     with torch.random.fork_rng(devices=[]):  # the count must not depend on, or change, what is drawn
         size = ticket_size(model, examples, density(config), config.sparsify.unit, excluded(config))
-    return zerogate.small_dense(model, examples, params=size.left)
+    return zerogate.small_dense(model, examples, params=size.remaining)
 
 
 # training

@@ -41,11 +41,13 @@ def make_gate(config: DictConfig) -> Gate:
     """
     node, share = config.gate, density(config)
     stated = {key_of(text) for text in config.get("overrides") or ()}
-    known: Mapping[str, inspect.Parameter] = {}
+    parameters: Mapping[str, inspect.Parameter] = {}
     with suppress(Exception):  # instantiate says what is wrong with it
-        known = inspect.signature(hydra.utils.get_object(node._target_)).parameters
-    unknown = {key for key in node if key not in known and f"gate.{key}" not in stated and not str(key).startswith("_")}
-    if known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        parameters = inspect.signature(hydra.utils.get_object(node._target_)).parameters
+    unknown = {
+        key for key in node if key not in parameters and f"gate.{key}" not in stated and not str(key).startswith("_")
+    }
+    if parameters and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         node = OmegaConf.create({key: value for key, value in node.items() if key not in unknown})
     if share is not None and node.get("density") is not None:
         raise ConfigError(f"search.density={share} and gate.density={node.density} are two; give one of them")

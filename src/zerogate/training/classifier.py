@@ -94,9 +94,9 @@ class Classifier(pl.LightningModule):
         if self.make_gate_scheduler is not None and any(group["name"] == "gates" for group in optimizer.param_groups):
             make["gates"] = self.make_gate_scheduler
         if "gates" in make:
-            schedules: list[LRScheduler] = [GroupSchedule(optimizer, name, made) for name, made in make.items()]
+            schedules: list[LRScheduler] = [GroupSchedule(optimizer, *item) for item in make.items()]
         else:
-            schedules = [made(optimizer) for made in make.values()]
+            schedules = [make_schedule(optimizer) for make_schedule in make.values()]
         return [optimizer], [{"scheduler": schedule, "interval": interval(schedule)} for schedule in schedules]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class TicketSize:
 
     gated: int
     """Parameters that gates of this unit lie on."""
-    left: int
+    remaining: int
     """Parameters of the whole network that the ticket leaves."""
     dense: int
     """Parameters of the whole network."""

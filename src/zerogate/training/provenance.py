@@ -58,12 +58,12 @@ def versions(*packages: str, folders: Sequence[str] = ()) -> dict[str, str]:
         packages: names of distributions, such as pytorch-lightning.
         folders: where to look for them beside `sys.path`.
     """
-    known = {"python": platform.python_version(), "torch": torch.__version__}
+    installed = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("zerogate", *packages):
-        installed = next(iter(distributions(name=package, path=[*sys.path, *folders])), None)
-        if installed is not None:
-            known[package] = installed.version
-    return known
+        distribution = next(iter(distributions(name=package, path=[*sys.path, *folders])), None)
+        if distribution is not None:
+            installed[package] = distribution.version
+    return installed
 
 
 def origin(*packages: str, folders: Sequence[str] = ()) -> Origin:

@@ -91,8 +91,8 @@ class ProgressLine(Callback):
             parts["speed"] = f"{self.images_per_second:,.0f} images/s"
         done = trainer.global_step - self._first
         if done:
-            left = (time.perf_counter() - self._begun) / done * (self.total_steps - trainer.global_step)
-            parts["left"] = f"{int(left) // 60}:{int(left) % 60:02d} left"
+            seconds = (time.perf_counter() - self._begun) / done * (self.total_steps - trainer.global_step)
+            parts["left"] = f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
         for name in ("macs", "speed", "epoch"):  # dropped first on a narrow terminal
             if self.mode == "bar" and len("  ".join(parts.values())) > self._width:
                 parts.pop(name, None)

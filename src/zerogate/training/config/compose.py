@@ -140,9 +140,9 @@ def amend(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         parsed = OverridesParser.create().parse_overrides(moved.current(list(overrides)))
     except HydraException as error:
         raise ConfigError(explain(error)) from error
-    known = leaves(config)
+    existing = leaves(config)
     for override in parsed:
-        if override.key_or_group not in known or override.is_add() or override.is_delete():
+        if override.key_or_group not in existing or override.is_add() or override.is_delete():
             raise ConfigError(f"this run has no key {override.key_or_group!r}; its config.yaml lists those that it has")
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=False)
     check(config)
