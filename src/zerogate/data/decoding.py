@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.data.encoded import RawSplit, Source, one_line, require
+from zerogate.data.encoded import RawSplit, Source, reason_of, require
 from zerogate.errors import DataError
 from zerogate.modules.run import usable_cores
 
@@ -170,7 +170,7 @@ def _open(pillow: Any, part: RawSplit, index: int, guess: str | None = None) -> 
 
 
 def _undecodable(part: RawSplit, index: int, error: Exception) -> DataError:
-    reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else one_line(error)
+    reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else reason_of(error)
     return DataError(f"{part.name(index)} cannot be decoded ({reason}); remove it or get it again")
 
 
@@ -202,7 +202,7 @@ def _write_cache(file: Path, decoded: Decoded) -> None:
         safetensors.save_file(tensors, temporary, metadata=metadata)
         os.replace(temporary, file)
     except Exception as error:  # safetensors reports a full disk by its own class
-        logger.warning("decoded images are not cached in %s (%s)", file.parent, one_line(error))
+        logger.warning("decoded images are not cached in %s (%s)", file.parent, reason_of(error))
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
 
@@ -222,5 +222,5 @@ def _read_cache(file: Path) -> Decoded | None:
         labels = {name.removesuffix(".labels"): t for name, t in tensors.items() if name.endswith(".labels")}
         return Decoded(images, labels, tuple(json.loads(metadata["mean"])), tuple(json.loads(metadata["std"])))
     except Exception as error:  # a damaged file can raise anything; decoding again mends it
-        logger.debug("cache %s is damaged (%s); decoding again", file, one_line(error))
+        logger.debug("cache %s is damaged (%s); decoding again", file, reason_of(error))
         return None

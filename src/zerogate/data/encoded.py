@@ -73,8 +73,8 @@ def require(module: str) -> Any:
         ) from error
 
 
-def one_line(error: BaseException) -> str:
-    """The class and the first line of an exception, short enough for one line of output."""
+def reason_of(error: BaseException) -> str:
+    """Why something failed: the class and the first line of an exception, short enough for one line of output."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from zerogate.data.encoded import SPLITS, RawSplit, Source, check_splits, digest_of, files_key, one_line, require
+from zerogate.data.encoded import SPLITS, RawSplit, Source, check_splits, digest_of, files_key, reason_of, require
 from zerogate.data.image_folder import class_files, find_split_folders, read_images
 from zerogate.data.parquet import find_shards, read_shards, table_split
 from zerogate.errors import DataError
@@ -35,7 +35,9 @@ def open_folder(path: str | Path, label_columns: Sequence[str]) -> Source:
             flat = {split: [f for group in classes.values() for f in group] for split, classes in files.items()}
             return Source(files_key(root, flat), lambda: read_images(folders, files))
     except (OSError, RuntimeError) as error:  # a home folder that is unknown is a RuntimeError
-        raise DataError(f"data path {str(path)!r} cannot be read ({one_line(error)}); check its permissions") from error
+        raise DataError(
+            f"data path {str(path)!r} cannot be read ({reason_of(error)}); check its permissions"
+        ) from error
     raise DataError(
         f"data path {str(path)!r} holds no data set; wanted train-*.parquet and test-*.parquet "
         "(there, in data/ or in one sub-folder), or images as train/CLASS/*.png and test/CLASS/*.png"
@@ -55,7 +57,7 @@ def open_hub(hub_name: str, label_columns: Sequence[str]) -> Source:
             parts = datasets.load_dataset(hub_name)
     except Exception as error:  # network, hub, disk and builder errors share no base class
         raise DataError(
-            f"cannot get {hub_name!r} from the hub ({one_line(error)}); "
+            f"cannot get {hub_name!r} from the hub ({reason_of(error)}); "
             "use a local copy in parquet layout with data.path=DIR"
         ) from error
     check_splits(hub_name, parts)

@@ -1,6 +1,6 @@
 """Searches for a ticket: a run for each stage, one after the other, and what comes of them.
 
-result = search(compose(["experiment=digits_tickets", "ticket=imp", "search.density=0.1"], "tickets"))
+result = search(compose(["experiment=digits_tickets", "ticket=iterative_magnitude", "search.density=0.1"], "tickets"))
 """
 
 from __future__ import annotations
