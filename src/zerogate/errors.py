@@ -26,17 +26,24 @@ class CheckpointError(ZerogateError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, for errors of one line."""
+    """The first line of an error's message; "" where it has none."""
     return next(iter(str(error).strip().splitlines()), "")
 
 
 def one_line(error: BaseException) -> str:
-    """All that an error says, its line breaks as blanks."""
-    return " ".join(str(error).split())
+    """An error's whole message on one line; the name of its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def class_and_line(error: BaseException) -> str:
+    """An error's class and the first 200 characters of its first line, as in ``KeyError: 'weight'``: for errors of
+    other libraries, whose message alone may say little."""
+    line = first_line(error)[:200]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def no_weights(model: object, device: object) -> str:
-    """The message for a model that holds shapes only."""
+    """The message for a model whose weights have shapes and no values."""
     return (
         f"this {type(model).__name__} is on the {device} device, where weights have no values; materialise it first: "
         "model.to_empty(device='cpu'), then load its weights"

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.data.encoded import RawSplit, Source, reason_of, require
-from zerogate.errors import DataError
+from zerogate.data.encoded import RawSplit, Source, require
+from zerogate.errors import DataError, class_and_line
+from zerogate.files import write
 from zerogate.modules.run import usable_cores
 
 logger = logging.getLogger("zerogate")
@@ -170,7 +170,7 @@ def _open(pillow: Any, part: RawSplit, index: int, guess: str | None = None) -> 
 
 
 def _undecodable(part: RawSplit, index: int, error: Exception) -> DataError:
-    reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else reason_of(error)
+    reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else class_and_line(error)
     return DataError(f"{part.name(index)} cannot be decoded ({reason}); remove it or get it again")
 
 
@@ -185,7 +185,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write_cache(file: Path, decoded: Decoded) -> None:
-    """Writes the cache under a temporary name and renames it; if that fails, the run goes on, slower the next time."""
+    """Writes the cache, whole or not at all; if that fails, the run goes on, slower the next time."""
     safetensors = require("safetensors.torch")
     tensors = {f"{split}.images": t for split, t in decoded.images.items()}
     tensors |= {f"{split}.labels": t for split, t in decoded.labels.items()}
@@ -194,17 +194,11 @@ def _write_cache(file: Path, decoded: Decoded) -> None:
         "std": json.dumps(decoded.std),
         "crc32": _checksum(tensors),
     }
-    temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-", suffix=".tmp")
-        os.close(handle)
-        safetensors.save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, file)
+        write(file, lambda path: safetensors.save_file(tensors, path, metadata=metadata))
     except Exception as error:  # safetensors reports a full disk by its own class
-        logger.warning("decoded images are not cached in %s (%s)", file.parent, reason_of(error))
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        logger.warning("decoded images are not cached in %s (%s)", file.parent, class_and_line(error))
 
 
 def _read_cache(file: Path) -> Decoded | None:
@@ -222,5 +216,5 @@ def _read_cache(file: Path) -> Decoded | None:
         labels = {name.removesuffix(".labels"): t for name, t in tensors.items() if name.endswith(".labels")}
         return Decoded(images, labels, tuple(json.loads(metadata["mean"])), tuple(json.loads(metadata["std"])))
     except Exception as error:  # a damaged file can raise anything; decoding again mends it
-        logger.debug("cache %s is damaged (%s); decoding again", file, reason_of(error))
+        logger.debug("cache %s is damaged (%s); decoding again", file, class_and_line(error))
         return None

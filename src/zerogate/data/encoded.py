@@ -73,12 +73,6 @@ def require(module: str) -> Any:
         ) from error
 
 
-def reason_of(error: BaseException) -> str:
-    """Why something failed: the class and the first line of an exception, short enough for one line of output."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-
-
 def digest_of(parts: Sequence[str]) -> str:
     """SHA-256 of some texts in their order, in hexadecimal."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

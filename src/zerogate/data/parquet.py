@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.data.encoded import SPLITS, RawSplit, check_splits, reason_of, require, visible_folders
-from zerogate.errors import DataError
+from zerogate.data.encoded import SPLITS, RawSplit, check_splits, require, visible_folders
+from zerogate.errors import DataError, class_and_line
 
 IMAGE_COLUMNS = ("img", "image")
 
@@ -71,7 +71,7 @@ def read_shards(shards: dict[str, list[Path]], label_columns: Sequence[str]) -> 
                     tables.append(reader.read(columns=list(columns)))
             except (OSError, pyarrow.ArrowException) as error:
                 raise DataError(
-                    f"{str(file)!r} is truncated or not a parquet file ({reason_of(error)}); download it again"
+                    f"{str(file)!r} is truncated or not a parquet file ({class_and_line(error)}); download it again"
                 ) from error
         splits[split] = table_split(tables, label_columns, f"the {split} split of {str(files[0].parent)!r}")
     return splits

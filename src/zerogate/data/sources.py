@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from zerogate.data.encoded import SPLITS, RawSplit, Source, check_splits, digest_of, files_key, reason_of, require
+from zerogate.data.encoded import SPLITS, RawSplit, Source, check_splits, digest_of, files_key, require
 from zerogate.data.image_folder import class_files, find_split_folders, read_images
 from zerogate.data.parquet import find_shards, read_shards, table_split
-from zerogate.errors import DataError
+from zerogate.errors import DataError, class_and_line
 
 logger = logging.getLogger("zerogate")
 
@@ -36,7 +36,7 @@ def open_folder(path: str | Path, label_columns: Sequence[str]) -> Source:
             return Source(files_key(root, flat), lambda: read_images(folders, files))
     except (OSError, RuntimeError) as error:  # a home folder that is unknown is a RuntimeError
         raise DataError(
-            f"data path {str(path)!r} cannot be read ({reason_of(error)}); check its permissions"
+            f"data path {str(path)!r} cannot be read ({class_and_line(error)}); check its permissions"
         ) from error
     raise DataError(
         f"data path {str(path)!r} holds no data set; wanted train-*.parquet and test-*.parquet "
@@ -57,7 +57,7 @@ def open_hub(hub_name: str, label_columns: Sequence[str]) -> Source:
             parts = datasets.load_dataset(hub_name)
     except Exception as error:  # network, hub, disk and builder errors share no base class
         raise DataError(
-            f"cannot get {hub_name!r} from the hub ({reason_of(error)}); "
+            f"cannot get {hub_name!r} from the hub ({class_and_line(error)}); "
             "use a local copy in parquet layout with data.path=DIR"
         ) from error
     check_splits(hub_name, parts)

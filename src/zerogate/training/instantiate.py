@@ -31,9 +31,8 @@ def instantiate(group: str, node: DictConfig, **extra: object) -> Any:
             cause = cause.__cause__
             if isinstance(cause, ZerogateError):
                 raise cause from None
-        reason = one_line(cause) or type(cause).__name__
         raise ConfigError(
-            f"{group}._target_={node._target_} cannot be made: {reason}; correct the {group} keys"
+            f"{group}._target_={node._target_} cannot be made: {one_line(cause)}; correct the {group} keys"
         ) from error
 
 
