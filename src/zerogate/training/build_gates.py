@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import zerogate
 from zerogate.errors import ConfigError
 from zerogate.gates.gate import Gate
+from zerogate.gates.schedules import Scheduled
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
 from zerogate.sparsified import Sparsified
@@ -100,7 +101,7 @@ def make_sparse(config: DictConfig, model: nn.Module, examples: Tensor) -> Spars
 
 
 def state_steps(sparse: Sparsified, steps: int) -> None:
-    """Tell the gate and the objective how many optimizer steps the run has, if they ask for it and do not know yet."""
+    """Tell the gate and the objective how many optimizer steps the run has, if they follow its length and do not know it."""
     for part in (sparse.gate, sparse.objective):
-        if getattr(part, "steps", 0) is None:
-            part.steps = steps
+        if isinstance(part, Scheduled) and part.steps is None:
+            part.set_steps(steps)
