@@ -20,7 +20,6 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,81 +27,18 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
-from provenance import provenance
+from budget_settings import SETTINGS, Setting
 from zerogate import Sparsified, Target, data
 from zerogate.data import ImageData
 from zerogate.training import build as building
 from zerogate.training.config.compose import compose
+from zerogate.training.provenance import origin
 from zerogate.training.scores import evaluate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"
 PAGE = ROOT / "docs" / "budgets.md"
 POINT = 0.01
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A network, its data and its gates: the options of all its runs."""
-
-    name: str
-    gate: str
-    options: tuple[str, ...]
-    shares: tuple[float, ...]
-    seeds: int
-    weights: tuple[float, ...]  # of the penalty: the grid
-    compared: tuple[float, ...]  # shares at which λ is bisected where no run of the grid is near
-    costs: tuple[str, ...] = ("params", "macs")
-    data: str | None = None  # the option that says where the data are
-    tries: int = 2  # bisections for a share and a seed
-    penalised: tuple[str, ...] = field(default=("params", "macs"))
-
-
-DIGITS = tuple(n / 10 for n in range(1, 10))
-SETTINGS = (
-    Setting(
-        "digits, ConvNet, channels",
-        "HardConcrete",
-        ("experiment=digits",),
-        shares=DIGITS,
-        seeds=3,
-        weights=(0.05, 0.3, 1.0, 4.0),
-        compared=(0.1, 0.3, 0.5, 0.7, 0.9),
-    ),
-    Setting(
-        "digits, ConvNet, weights",
-        "SoftMask",
-        ("experiment=digits_cs",),
-        shares=DIGITS,
-        seeds=3,
-        weights=(0.01, 0.3, 1.0, 4.0),
-        compared=(0.1, 0.3, 0.5, 0.7, 0.9),
-    ),
-    Setting(
-        "MNIST, LeNet-5, channels",
-        "HardConcrete",
-        ("experiment=mnist_lenet5", "data.limit=6000", "trainer.max_epochs=5", "gate_lr=null"),
-        shares=(0.1, 0.3, 0.5),
-        seeds=2,
-        weights=(0.3, 1.0, 3.0),
-        compared=(0.1, 0.3, 0.5),
-        data="mnist",
-        tries=1,
-    ),
-    Setting(
-        "CIFAR-10, ResNet-20, weights",
-        "SoftMask",
-        ("experiment=resnet20_cs", "data.limit=1600", "data.batch_size=32", "trainer.max_epochs=5",
-         "scheduler.milestones=[3,4]", "gate_lr=10"),
-        shares=(0.1, 0.3, 0.5),
-        seeds=1,
-        weights=(1.0, 10.0),
-        compared=(0.1, 0.3, 0.5),
-        data="cifar10",
-        tries=2,
-        penalised=("params",),
-    ),
-)  # fmt: skip
 
 
 class Book:
@@ -115,7 +51,8 @@ class Book:
         self.penalties: list[dict[str, Any]] = known.get("penalties", [])
 
     def write(self) -> None:
-        record = {"rows": self.rows, "penalties": self.penalties, **provenance(self.command)}
+        record = {"rows": self.rows, "penalties": self.penalties, "command": self.command}
+        record |= {"threads": torch.get_num_threads(), **origin()}
         text = json.dumps(record, indent=1) + "\n"
         self.path.write_text(text)
 

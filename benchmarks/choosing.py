@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 import zerogate as zg
 from loop import Task, run
-from provenance import provenance
 from zerogate.objectives.target import REACH, SETTLE
 from zerogate.report.figures import svg
+from zerogate.training.provenance import origin
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choosing.json"
@@ -152,7 +152,8 @@ def main() -> None:
     for name, train in wanted().items():
         if name not in rows and not args.draw:
             rows[name] = train()
-            RESULTS.write_text(json.dumps({"rows": rows, **provenance("python benchmarks/choosing.py")}) + "\n")
+            origins = {"command": "python benchmarks/choosing.py", "threads": torch.get_num_threads(), **origin()}
+            RESULTS.write_text(json.dumps({"rows": rows, **origins}) + "\n")
             print(name, {key: value for key, value in rows[name].items() if key != "trace"}, flush=True)
     IMAGES.mkdir(exist_ok=True)
     pictures = {"pace": pace(rows), "penalty": penalty(rows), "rate": rate(rows), "gates": gates()}

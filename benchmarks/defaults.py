@@ -14,9 +14,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import zerogate as zg
 from loop import Task, run
-from provenance import provenance
+from zerogate.training.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "defaults.json"
 OPTIMIZERS = (("adam", 1e-3), ("adam", 3e-3), ("sgd", 0.05), ("sgd", 0.1))
@@ -51,7 +53,8 @@ def main() -> None:
         if any(all(old[key] == value for key, value in row.items()) for old in known):
             return
         known.append(row | run(task, row["optimizer"], row["lr"], seed=row["seed"], **options))
-        RESULTS.write_text(json.dumps({"rows": known, **provenance(command)}, indent=1) + "\n")
+        origins = {"command": command, "threads": torch.get_num_threads(), **origin()}
+        RESULTS.write_text(json.dumps({"rows": known, **origins}, indent=1) + "\n")
         print(*known[-1].values(), flush=True)
 
     for seed in range(args.seeds):

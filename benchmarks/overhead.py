@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zerogate as zg
-from provenance import provenance
+from zerogate.training.provenance import origin
 
 CALLS = "calls of ATen ops whose result is no view of an argument (OpOverload.is_view), forward and backward"
 SYNCS = ("_local_scalar_dense", "is_nonzero", "item", "nonzero", "masked_select", "equal", "tolist")
@@ -280,7 +280,8 @@ def main() -> None:
         rows += timed(device, args.rounds, args.optimizer)
     if args.record:
         meanings = {"aten calls": CALLS, "kept MiB": KEPT, "host synchronisations": list(SYNCS)}
-        record = {"rows": rows, "meanings": meanings, **provenance(shlex.join(["python", *sys.argv]))}
+        record = {"rows": rows, "meanings": meanings, "command": shlex.join(["python", *sys.argv])}
+        record |= {"threads": torch.get_num_threads(), **origin()}
         path = Path(__file__).parent / "results" / "overhead.json"
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

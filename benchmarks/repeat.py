@@ -13,8 +13,10 @@ import shlex
 import statistics
 from pathlib import Path
 
-from provenance import provenance
+import torch
+
 from zerogate.training.config.compose import compose
+from zerogate.training.provenance import origin
 from zerogate.training.train import train
 
 FIGURES = ("val_accuracy", "test_accuracy", "sparsity_params", "sparsity_macs", "params", "macs", "compaction_error")
@@ -40,7 +42,9 @@ def main() -> None:
             for figure in FIGURES
             if len(values := [r[figure] for r in results if r.get(figure) is not None]) > 1
         },
-        **provenance(shlex.join(["python", "benchmarks/repeat.py", args.name, f"--seeds={args.seeds}", "--", *shown])),
+        "command": shlex.join(["python", "benchmarks/repeat.py", args.name, f"--seeds={args.seeds}", "--", *shown]),
+        "threads": torch.get_num_threads(),
+        **origin(),
         "versions": results[0]["versions"],
     }
     path = Path(__file__).parent / "results" / f"{args.name}.json"

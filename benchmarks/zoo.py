@@ -31,24 +31,25 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 import zerogate as zg
-from provenance import provenance
+from exactness import close, double, expose, largest_difference
+from reach import share, touched
+from zerogate.training.provenance import origin
 from zoo_models import ZOO, Entry
 from zoo_models.entry import add_to_path, library, missing
+from zoo_table import rounded, shown, summarise, table, verdict, without_places
 
 BATCH = 2
 CLOSED = (0.3, 0.8)
-TARGET = 1e-10
 Emit = Callable[..., None]
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -67,114 +68,7 @@ def sparsify(model: nn.Module, inputs: Any) -> zg.Sparsified:
         return zg.sparsify(model, inputs, unit="channel")
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
-def double(x: Any) -> Any:
-    """Inputs with their floating tensors in float64."""
-    if isinstance(x, Tensor):
-        return x.double() if x.is_floating_point() else x
-    if isinstance(x, dict):
-        return {key: double(value) for key, value in x.items()}
-    return type(x)(map(double, x)) if isinstance(x, (tuple, list)) else x
-
-
-def leaves(inputs: Any) -> list[Tensor]:
-    """The tensors of a model's inputs."""
-    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else [inputs]
-    return [x for x in parts if isinstance(x, Tensor)]
-
-
-def floating_tensors(x: Any, _seen: frozenset[int] = frozenset()) -> Iterator[Tensor]:
-    """Floating tensors of an output, however nested; not those of a cache, whose sizes are the layers' own."""
-    if isinstance(x, Tensor):
-        if x.is_floating_point() or x.is_complex():
-            yield x
-    elif id(x) in _seen or "Cache" in type(x).__name__:
-        return
-    elif isinstance(x, Mapping):
-        for value in x.values():
-            yield from floating_tensors(value, _seen | {id(x)})
-    elif isinstance(x, (list, tuple, set)):
-        for value in x:
-            yield from floating_tensors(value, _seen | {id(x)})
-    elif hasattr(x, "__dict__") and not isinstance(x, (type, nn.Module)):
-        yield from floating_tensors(vars(x), _seen | {id(x)})
-
-
 # exactness
-
-
-def expose(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
-    """Gives a fresh model values that hide nothing: biases, scales and what starts at zero become random, and BatchNorm
-    statistics are those of a random batch, disturbed, so that signals reach the output at a usual size."""
-
-    def uniform(like: Tensor, low: float, high: float) -> Tensor:
-        return torch.rand(like.shape, generator=generator).to(like) * (high - low) + low
-
-    def normal(like: Tensor, std: float) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(like) * std
-
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if not p.is_floating_point():
-                continue
-            if name.endswith("bias"):
-                p.add_(normal(p, 0.1))
-            elif p.ndim == 1:
-                p.copy_(uniform(p, 0.5, 1.5))
-            elif not p.count_nonzero():
-                p.copy_(normal(p, 0.1) if p.ndim else uniform(p, 0.5, 1.5))
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-        momenta = [m.momentum for m in norms]
-        model.eval()
-        for norm in norms:
-            norm.momentum = 1.0
-            norm.train()
-        call(model, inputs)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            assert norm.running_mean is not None and norm.running_var is not None
-            norm.momentum = momentum
-            norm.eval()
-            norm.running_mean.add_(norm.running_var.sqrt() * normal(norm.running_mean, 0.1))
-            norm.running_var.mul_(uniform(norm.running_var, 0.5, 1.5)).add_(1e-3)
-
-
-def close(sparse: zg.Sparsified, share: float, generator: torch.Generator) -> None:
-    """Closes a random share of all units and opens the others, with certainty."""
-    with torch.no_grad():
-        closed = torch.rand(len(sparse.logits), generator=generator) < share
-        sparse.logits.copy_(torch.where(closed, -8.0, 8.0))
-
-
-class Float64(TorchFunctionMode):
-    """Keeps a float64 model in float64: several norms and softmaxes go through float32 whatever they are given, and
-    round what differs in the last bit to what differs in the eighth digit, or to nothing."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            return args[0].double()
-        args = [torch.float64 if x is torch.float32 else x for x in args]
-        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})
-
-
-def largest_difference(gated: nn.Module, small: nn.Module, inputs: Any) -> float:
-    """max |gated − small| / max |gated| over all floating tensors of the outputs; inf where shapes differ."""
-    with torch.no_grad(), Float64():
-        torch.manual_seed(0)
-        a = list(floating_tensors(call(gated, inputs)))
-        torch.manual_seed(0)
-        b = list(floating_tensors(call(small, inputs)))
-    if [x.shape for x in a] != [x.shape for x in b]:
-        return math.inf
-    if not all(x.isfinite().all() for x in a):
-        return math.nan
-    largest = max((x.abs().max().item() for x in a if x.numel()), default=0.0)
-    apart = max(((x - y).abs().max().item() for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)
-    return apart / (largest or 1.0)
 
 
 def errors(entry: Entry, batch: int = BATCH) -> dict[str, float]:
@@ -185,46 +79,12 @@ def errors(entry: Entry, batch: int = BATCH) -> dict[str, float]:
     expose(model, variants[0], generator)
     sparse = sparsify(model, variants[0])
     found = {}
-    for share in CLOSED:
-        close(sparse, share, generator)
+    for closed in CLOSED:
+        close(sparse, closed, generator)
         small = sparse.compact().eval()
         for variant, inputs in enumerate(variants):
-            found[f"{share:.0%} closed, inputs {variant}"] = largest_difference(model.eval(), small, inputs)
+            found[f"{closed:.0%} closed, inputs {variant}"] = largest_difference(model.eval(), small, inputs)
     return found
-
-
-# shares
-
-
-def layer_weights(model: nn.Module) -> set[str]:
-    """Names of the weights of convolutions and linear layers, however the libraries call these."""
-    names = set()
-    for prefix, module in model.named_modules():
-        kind = type(module).__name__
-        own = [n for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or kind in ("Conv1D", "CondConv2d", "StdConv2d"):
-            names.update(f"{prefix}.{n}" if prefix else n for n in own)
-        elif isinstance(module, nn.MultiheadAttention):
-            names.update(f"{prefix}.{n}" if prefix else n for n in own if n.endswith("proj_weight"))
-    return names & set(dict(model.named_parameters()))  # tied ones once
-
-
-def share(model: nn.Module, touched: set[str]) -> dict[str, float]:
-    """Parts of all parameters, and of convolutions' and linear layers' weights, that lie in the named ones."""
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    weights = layer_weights(model)
-    return {
-        "share": sum(sizes[n] for n in sizes if n in touched) / max(sum(sizes.values()), 1),
-        "weight_share": sum(sizes[n] for n in weights if n in touched) / max(sum(sizes[n] for n in weights), 1),
-    }
-
-
-def touched(sparse: zg.Sparsified) -> set[str]:
-    """Tensors with an axis that holds a removable unit of a group of at least two."""
-    of_use = torch.zeros(sparse.structure.units + 1, dtype=torch.bool)  # the last is for −1
-    for group in sparse.structure.groups:
-        of_use[group.slice] = group.units > 1
-    return {tensor for (tensor, _), units in sparse.structure.axes.items() if of_use[units].any()}
 
 
 # what the processes do
@@ -335,7 +195,11 @@ def child(job: str, name: str, folder: Path, rounds: int) -> None:
 
 
 def run(job: str, name: str, limit: float, rounds: int) -> dict[str, Any]:
-    """Runs a job in a process of its own and merges what it wrote, also if it did not reach the end."""
+    """Runs a job in a process of its own and merges what it wrote, also if it did not reach the end.
+
+    Not a task of `zerogate.sweeps`: its processes have imported Lightning, which would be measured too, and here what the
+    second job of a model is depends on what the first has found.
+    """
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         (folder / "row").touch()
@@ -376,85 +240,6 @@ def examine(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-# the table
-
-
-def verdict(row: dict[str, Any]) -> str:
-    """The fp64 error, or why there is none."""
-    if "error" in row:
-        return f"{row['error']:.1e}"
-    return str(row.get("failure") or row.get("inexact") or row.get("measure_ended") or "nothing came back")
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    def number(key: str, form: str) -> str:
-        return format(row[key], form) if key in row else ""
-
-    refused = sorted(row.get("refused", {}).items(), key=lambda item: -item[1])
-    why = "; ".join(f"{count}× {reason[:90]}" for reason, count in refused[:2]) + ("; …" if len(refused) > 2 else "")
-    tp = row.get("tp_failure") or row.get("race_ended") or row.get("race_failure") or ""
-    return [
-        row["name"],
-        row["source"],
-        number("seconds", ".2f"),
-        f"{row['groups']} ({row['units']})" if "groups" in row else "",
-        number("share", ".1%"),
-        number("weight_share", ".1%"),
-        why,
-        verdict(row)[:160],
-        number("tp_seconds", ".2f"),
-        number("tp_share", ".1%") or tp[:100],
-    ]
-
-
-HEAD = (
-    "model",
-    "source",
-    "seconds",
-    "groups (units)",
-    "share",
-    "of weights",
-    "refused and why",
-    "fp64 error",
-    "TP seconds",
-    "TP share",
-)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    body = [" | ".join(cell.replace("|", "/") for cell in cells(row)) for row in rows]
-    return "\n".join([f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *(f"| {line} |" for line in body)])
-
-
-def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over all rows; ``ratio`` is Torch-Pruning's seconds over ours, where both have any."""
-    ratios = [r["tp_seconds"] / r["seconds"] for r in rows if "tp_seconds" in r and "seconds" in r]
-    seconds = {f"{r['source']}/{r['name']}": r["seconds"] for r in rows if "seconds" in r}
-    slowest = max(seconds, key=lambda name: seconds[name], default=None)
-    compared = [r for r in rows if "tp_share" in r]
-    shares = [r["weight_share"] for r in rows if "weight_share" in r]
-    return {
-        "models": len(rows),
-        "gated": sum("groups" in r for r in rows),
-        "exact": sum(r.get("error", math.inf) <= TARGET for r in rows),
-        "median_weight_share": statistics.median(shares) if shares else None,
-        "weight_share_at_least_90_percent": sum(s >= 0.9 for s in shares),
-        "median_seconds": statistics.median(seconds.values()) if seconds else None,
-        "max_seconds": seconds.get(slowest) if slowest else None,
-        "slowest": slowest,
-        "torch_pruning_enumerates": len(compared),
-        "share_below_torch_pruning": sum(r.get("share", 0.0) < r["tp_share"] - 5e-4 for r in compared),
-        "median_ratio_of_seconds": statistics.median(ratios) if ratios else None,
-    }
-
-
-def shown(summary: dict[str, Any]) -> str:
-    return "\n".join(
-        f"* {key.replace('_', ' ')}: {format(value, '.3g') if isinstance(value, float) else value}"
-        for key, value in summary.items()
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help="names such as 'timm/*'")
@@ -486,23 +271,11 @@ def main() -> None:
         command = shlex.join(["python", "benchmarks/zoo.py", *given])
         add_to_path()
         packages = ("torchvision", "timm", "transformers", "torch-pruning")
-        record = {"summary": summary, "rows": [_public(r) for r in rows], **provenance(command, *packages)}
+        record = {"summary": summary, "rows": [without_places(r) for r in rows], "command": command}
+        record |= {"threads": torch.get_num_threads(), **origin(*packages)}
         path = Path(__file__).parent / "results" / "zoo.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(_rounded(record), indent=1, ensure_ascii=False) + "\n")
-
-
-def _public(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not key.endswith("_at")}
-
-
-def _rounded(x: Any) -> Any:
-    """Floats with three digits; JSON has no infinities."""
-    if isinstance(x, float):
-        return float(f"{x:.3g}") if math.isfinite(x) else str(x)
-    if isinstance(x, dict):
-        return {key: _rounded(value) for key, value in x.items()}
-    return [_rounded(value) for value in x] if isinstance(x, list) else x
+        path.write_text(json.dumps(rounded(record), indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from torch import nn
 import zerogate as zg
 from run_folders import flat
 from written_at_81535d8.write import NETWORKS, RUN
-from zerogate.bench import table as definitions
 from zerogate.bench.command import options
-from zerogate.bench.records import Records
+from zerogate.bench.jobs import Job, jobs
+from zerogate.bench.records import Record, Records
+from zerogate.bench.table import TABLES, load
 from zerogate.cli.main import main
 from zerogate.training import build
 from zerogate.training.build_gates import make_gate, make_objective
@@ -55,14 +56,14 @@ SUPERSEDED = {
 """Records that no row asks for any more, which 81535d8 did not find either."""
 
 
-def asked(record: dict[str, Any]) -> list[definitions.Job]:
+def asked(record: Record) -> list[Job]:
     """The jobs for which the record's own command asks, as `zerogate bench` makes them."""
     _, _, name, *arguments = shlex.split(record["command"])
-    table, given = definitions.load(name), options(arguments)
+    table, given = load(name), options(arguments)
     if given.only not in [row.id for row in table.rows]:
         return []
     profile = "cpu" if record["device"].endswith(" CPU") else "cuda"
-    return definitions.jobs(table, profile, [record["seed"]], given.budget, given.epochs, given.only, given.limit,
+    return jobs(table, profile, [record["seed"]], given.budget, given.epochs, given.only, given.limit,
                             given.precision)  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_every_record_is_found_by_its_table() -> None:
 
 
 def test_digests_are_of_the_names_that_were_recorded() -> None:
-    (job,) = definitions.jobs(definitions.load("googlenet"), "cpu", [0], only="small-0.39")
+    (job,) = jobs(load("googlenet"), "cpu", [0], only="small-0.39")
     names = {job.config["model._target_"], job.config["scheduler._target_"]}
     assert names == {"zerogate.bench.narrow", "zerogate.drops"}
     assert {moved.recorded(name) for name in names} == {"zerogate.bench.networks.narrow", "zerogate.rates.drops"}
@@ -97,7 +98,7 @@ def test_digests_are_of_the_names_that_were_recorded() -> None:
 
 
 def test_configurations_and_tables_name_what_is_public() -> None:
-    folders = [Path(settings.__file__).parents[1] / "configs", definitions.TABLES]
+    folders = [Path(settings.__file__).parents[1] / "configs", TABLES]
     texts = [path.read_text() for folder in folders for path in folder.rglob("*.yaml")]
     named = {found[0] for text in texts for found in moved._PATH.finditer(text)}
     assert len(named) >= 15 and {"zerogate.drops", "zerogate.bench.narrow", "zerogate.HardConcrete"} <= named

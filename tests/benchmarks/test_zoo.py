@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import zoo
+from exactness import leaves
 from zoo_models import ZOO
 from zoo_models.entry import images, missing
+from zoo_table import TARGET
 
 MISSING = missing("torchvision", "timm", "transformers")
 needs_libraries = pytest.mark.skipif(
@@ -43,7 +45,7 @@ SMALL = """
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_left_of_a_known_architecture_is_exact(name: str) -> None:
     found = zoo.errors(ZOO[name])
-    assert found and max(found.values()) <= zoo.TARGET, found
+    assert found and max(found.values()) <= TARGET, found
 
 
 @needs_libraries
@@ -56,7 +58,7 @@ def test_nearly_all_weights_of_a_known_network_can_be_removed(name: str) -> None
 
 def test_every_member_has_inputs_of_two_shapes() -> None:
     for name, entry in ZOO.items():
-        first, second = (zoo.leaves(entry.inputs(2, variant)) for variant in (0, 1))
+        first, second = (leaves(entry.inputs(2, variant)) for variant in (0, 1))
         assert [len(x) for x in first] == [2] * len(first), name
         assert [len(x) for x in second] == [3] * len(first), name
 

@@ -9,8 +9,8 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
+import threading
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,26 +100,36 @@ def test_what_is_finished_is_not_repeated(capsys: pytest.CaptureFixture[str], tm
     assert "search.length=2" in capsys.readouterr().err
 
 
-def test_several_at_once_stop_and_go_on(tmp_path: Path, whole: Path) -> None:
+def test_several_at_once_stop_and_go_on(capsys: pytest.CaptureFixture[str], tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "out"
-    arguments = [*QUICK, *WANTED, "compare.workers=2", f"output={out}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "zerogate", "compare", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    shown = []
-    for line in process.stdout:
-        shown.append(line)
-        if line.startswith("1/4"):
-            process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 143
-    process.stdout.close()
-    assert shown[-1] == f"stopped by SIGTERM; continue with: zerogate compare resume={out}\n"
-    assert 1 <= len(results(out)) < 4
+
+    def stop() -> None:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("*/result.json")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert main(["compare", *QUICK, *WANTED, "compare.workers=2", f"output={out}"]) == 143
+    thread.join()
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == f"stopped by SIGTERM; continue with: zerogate compare resume={out}"
+    assert 1 <= len(results(out)) < 4 and not multiprocessing.active_children()
+    assert not list(out.rglob("log.txt"))
     assert main(["compare", f"resume={out}", "compare.workers=1"]) == 0
     assert (out / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
     for name in NAMES:
         assert differences(whole / name, out / name, checkpoints=["ticket/last.ckpt"]) == []
+
+
+def test_of_several_at_once_one_that_fails_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["compare", *QUICK, *WANTED, "compare.workers=2", "optimizer.lr=1e30", f"output={tmp_path}/out"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        "_0.3_0: the loss became nan" in err and err.count("\n") == 1 and "left" not in out
+    )  # of the first two, either
+    assert not multiprocessing.active_children()
 
 
 def test_stopped_in_one_process(
@@ -142,7 +152,7 @@ def test_stopped_in_one_process(
 def lengths(overrides: list[str]) -> dict[str, list[str]]:
     config = compose(overrides, "compare")
     found = {}
-    for one in comparing._searches(config, overrides):
+    for one in comparing.searches_of(config, overrides):
         wanted = compose(list(one.overrides), "tickets").search
         found[one.name] = [wanted.rounds, str(wanted.length), str(wanted.final_length)]
     return found

@@ -5,28 +5,28 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from zerogate.bench.table import Plain
 from zerogate.errors import ConfigError
 
-Figures = Mapping[str, Any]
+Figures = Plain
+"""The figures of a run: numbers by name, and `widths`."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number of every run, shown as mean ± standard deviation, or a text.
+    """A number of every run, shown as mean ± standard deviation, or a text."""
 
-    Attributes:
-        head: shown above. digits: after the point. of: from a run's figures to a number, None where there is none.
-        text: instead, from the figures of all runs of a row to what is shown.
-        lower: whether less is better, which a goal needs to know.
-    """
+    head: str  # shown above
+    digits: int = 2  # after the point
+    of: Callable[[Figures], float | None] = lambda figures: None  # a run's number; None where there is none
+    text: Callable[[Sequence[Figures]], str] | None = None  # instead of a number, what the runs of a row show
+    lower: bool = True  # whether less is better, which a goal needs to know
 
-    head: str
-    digits: int = 2
-    of: Callable[[Figures], float | None] = lambda figures: None
-    text: Callable[[Sequence[Figures]], str] | None = None
-    lower: bool = True
+    @property
+    def sign(self) -> str:
+        """≤ or ≥, between the column and a limit."""
+        return "≤" if self.lower else "≥"
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Value:
 
     @property
     def mean(self) -> float | None:
-        """Of the runs; None where there are none."""
+        """The mean over the runs; None where there are none."""
         return statistics.fmean(self.values) if self.values else None
 
     @property
     def std(self) -> float | None:
-        """Of the runs, n − 1 in the denominator; None for fewer than two."""
+        """The standard deviation over the runs, n − 1 in the denominator; None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
@@ -52,6 +52,10 @@ class Value:
             return self.text
         shown = f"{self.mean:,.{self.digits}f}"
         return shown if self.std is None else f"{shown} ± {self.std:,.{self.digits}f}"
+
+
+_KERNELS = {"branch1x1": 1, "branch3x3": 9, "branch5x5": 25}
+"""Weights of a kernel in the branches whose convolutions that repository counts."""
 
 
 def seed_repository_sparsity(figures: Figures) -> float | None:
@@ -86,14 +90,11 @@ def _seed_count(widths: Mapping[str, Sequence[int]], dense: Mapping[str, Sequenc
     return count
 
 
-_KERNELS = {"branch1x1": 1, "branch3x3": 9, "branch5x5": 25}
-
-
-def _get(name: str, scale: float = 1.0) -> Callable[[Figures], float | None]:
+def _scaled(name: str, scale: float = 1.0) -> Callable[[Figures], float | None]:
     return lambda figures: None if figures.get(name) is None else scale * figures[name]
 
 
-def _left_out(name: str) -> Callable[[Figures], float | None]:
+def _removed(name: str) -> Callable[[Figures], float | None]:
     return lambda figures: None if figures.get(name) is None else 100 * (1 - figures[name])
 
 
@@ -102,7 +103,7 @@ def _inverse(name: str) -> Callable[[Figures], float | None]:
 
 
 def _widths(runs: Sequence[Figures]) -> str:
-    """Inputs of the first linear layer where it comes first, and outputs of every layer but the last, run by run."""
+    """Inputs of the first layer where it is linear, and outputs of every layer but the last, run by run."""
     shown = []
     for figures in runs:
         layers = figures.get("widths")
@@ -116,27 +117,27 @@ def _widths(runs: Sequence[Figures]) -> str:
 
 
 COLUMNS: dict[str, Column] = {
-    "test_error": Column("test error %", of=_left_out("test_accuracy")),
-    "test_accuracy": Column("test accuracy %", of=_get("test_accuracy", 100), lower=False),
-    "val_accuracy": Column("validation accuracy %", of=_get("val_accuracy", 100), lower=False),
-    "params": Column("parameters", 0, _get("params")),
-    "macs": Column("MACs", 0, _get("macs")),
-    "params_removed": Column("parameters removed %", 1, _left_out("density_params"), lower=False),
-    "macs_removed": Column("MACs removed %", 1, _left_out("density_macs"), lower=False),
+    "test_error": Column("test error %", of=_removed("test_accuracy")),
+    "test_accuracy": Column("test accuracy %", of=_scaled("test_accuracy", 100), lower=False),
+    "val_accuracy": Column("validation accuracy %", of=_scaled("val_accuracy", 100), lower=False),
+    "params": Column("parameters", 0, _scaled("params")),
+    "macs": Column("MACs", 0, _scaled("macs")),
+    "params_removed": Column("parameters removed %", 1, _removed("density_params"), lower=False),
+    "macs_removed": Column("MACs removed %", 1, _removed("density_macs"), lower=False),
     "seed_sparsity": Column("sparsity as counted there %", 1, seed_repository_sparsity, lower=False),
     "widths": Column("widths", text=_widths),
-    "epochs": Column("epochs", 0, _get("total_epochs")),
-    "remaining": Column("weights that remain %", 1, _get("remaining", 100)),
-    "latency_b1": Column("time of dense, batch 1", 2, _get("latency_b1")),
-    "latency_b64": Column("time of dense, batch 64", 2, _get("latency_b64")),
-    "minutes": Column("minutes", 1, _get("seconds", 1 / 60)),
+    "epochs": Column("epochs", 0, _scaled("total_epochs")),
+    "remaining": Column("weights that remain %", 1, _scaled("remaining", 100)),
+    "latency_b1": Column("time of dense, batch 1", 2, _scaled("latency_b1")),
+    "latency_b64": Column("time of dense, batch 64", 2, _scaled("latency_b64")),
+    "minutes": Column("minutes", 1, _scaled("seconds", 1 / 60)),
     "macs_ratio": Column("dense MACs / left", 2, _inverse("density_macs"), lower=False),
     **{
         f"{name}_b{batch}": Column(f"{head}, batch {batch}", 3 if name != "speedup" else 2, of, lower=name != "speedup")
         for batch in (1, 64)
         for name, head, of in (
-            ("to_built", "time of built", _get(f"to_built_b{batch}")),
-            ("again", "of its own copy", _get(f"again_b{batch}")),
+            ("to_built", "time of built", _scaled(f"to_built_b{batch}")),
+            ("again", "of its own copy", _scaled(f"again_b{batch}")),
             ("speedup", "faster than dense", _inverse(f"to_dense_b{batch}")),
         )
     },
@@ -156,8 +157,8 @@ def column(name: str) -> Column:
 
 def value(name: str, runs: Sequence[Figures]) -> Value:
     """The cell of a column for a row's runs."""
-    wanted = column(name)
-    if wanted.text is not None:
-        return Value(text=wanted.text(runs))
-    found = (wanted.of(figures) for figures in runs)
-    return Value(tuple(number for number in found if number is not None), wanted.digits)
+    shown = column(name)
+    if shown.text is not None:
+        return Value(text=shown.text(runs))
+    numbers = (shown.of(figures) for figures in runs)
+    return Value(tuple(number for number in numbers if number is not None), shown.digits)

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from zerogate.bench import table as definitions
+from zerogate.bench import table as tables
+from zerogate.bench.table import Table
+from zerogate.checks import is_share, is_whole
 from zerogate.errors import ConfigError
-from zerogate.modules.run import usable_cores
 
 HELP = """\
 zerogate bench TABLE [KEY=VALUE ...]   run what a table lacks, then write it as Markdown, CSV, JSON and a plot
@@ -20,7 +20,7 @@ Tables
   {tables}
 
 Keys
-  data.path=DIR      where the table's data lie; data.cache_dir=DIR and trainer.accelerator=cpu|gpu are passed on, too
+  data.path=DIR      where the table's data are; data.cache_dir=DIR and trainer.accelerator=cpu|gpu are passed on, too
   seeds=N            runs of each row, with seeds 0 to N-1; default: the table's own number
   budget=SHARE       a factor for every number of epochs, the same in all rows; 1 is the table as it is meant
   epochs=N           where a table trains longer on a GPU than on a CPU: this many
@@ -42,8 +42,8 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 def help_text() -> str:
     """What `zerogate bench --help` prints."""
-    tables = "\n  ".join(f"{name:10} {definitions.load(name).title}" for name in definitions.names())
-    return HELP.replace("{tables}", tables).replace("{precisions}", "|".join(PRECISIONS))
+    shown = "\n  ".join(f"{name:10} {tables.load(name).title}" for name in tables.names())
+    return HELP.replace("{tables}", shown).replace("{precisions}", "|".join(PRECISIONS))
 
 
 @dataclass
@@ -64,124 +64,131 @@ class Options:
     extra: tuple[str, ...] = ()
 
 
-def _whole(key: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{key}={text} will not do; {key} takes a whole number of at least 1")
-    return int(text)
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() and is_whole(int(text)) else None
 
 
-def _share(key: str, text: str) -> float:
+def _share(text: str) -> float | None:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise ConfigError(f"{key}={text} will not do; {key} takes a number above 0 and up to 1")
-    return value
+        return None
+    return value if is_share(value) else None
 
 
-def _precision(key: str, text: str) -> str:
-    if text not in PRECISIONS:
-        raise ConfigError(f"{key}={text} will not do; {key} takes one of {', '.join(PRECISIONS)}")
-    return text
+def _text(text: str) -> str | None:
+    return text or None
 
 
-def _flag(key: str, text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ConfigError(f"{key}={text} will not do; {key} takes true or false")
-    return text == "true"
+def _folder(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
-def _text(key: str, text: str) -> str:
-    if not text:
-        raise ConfigError(f"{key}= is empty; give a value, or leave it out")
-    return text
-
-
-_READ: Mapping[str, Callable[[str, str], Any]] = {
-    "seeds": _whole, "budget": _share, "epochs": _whole, "limit": _whole, "precision": _precision, "only": _text,
-    "workers": _whole, "render": _flag,
-    "results": lambda key, text: Path(_text(key, text)), "output": lambda key, text: Path(_text(key, text)),
-    "docs": lambda key, text: Path(_text(key, text)),
-}  # fmt: skip
 _PASSED = ("data.path", "data.cache_dir", "trainer.accelerator")
+"""Keys that every run gets as they are chosen."""
+_TAKES: Mapping[str, tuple[Callable[[str], object], str]] = {
+    **dict.fromkeys(("seeds", "epochs", "limit", "workers"), (_whole, "a whole number of at least 1")),
+    "budget": (_share, "a number above 0 and up to 1"),
+    "precision": (lambda text: text if text in PRECISIONS else None, f"one of {', '.join(PRECISIONS)}"),
+    "only": (_text, "a pattern of row ids"),
+    "render": ({"true": True, "false": False}.get, "true or false"),
+    **dict.fromkeys(("results", "output", "docs"), (_folder, "a folder")),
+    **dict.fromkeys(_PASSED, (_text, "a value")),
+}
+"""For each key, how its text is read (None: the text means no value), and what was expected."""
 
 
 def options(arguments: Sequence[str]) -> Options:
-    """The keys that are given.
+    """The options that `KEY=VALUE` arguments give.
 
     Raises:
-        ConfigError: one that there is not, or a value that cannot be meant.
+        ConfigError: a key that there is not, or a value that does not fit it.
     """
-    found = Options()
+    chosen = Options()
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals:
             raise ConfigError(f"cannot read {argument!r}; write KEY=VALUE")
+        if key not in _TAKES:
+            raise ConfigError(f"bench has no key {key!r}; it has {', '.join(_TAKES)}")
+        read, expected = _TAKES[key]
+        value = read(text)
+        if value is None:
+            raise ConfigError(f"invalid {key}={text}: expected {expected}")
         if key in _PASSED:
-            found.extra += (f"{key}={_text(key, text)}",)
-        elif key in _READ:
-            setattr(found, key, _READ[key](key, text))
+            chosen.extra += (argument,)
         else:
-            raise ConfigError(f"bench has no key {key!r}; it has {', '.join([*_READ, *_PASSED])}")
-    return found
+            setattr(chosen, key, value)
+    return chosen
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """The command without its first word; its exit code."""
+    """Runs `zerogate bench` with the words after it.
+
+    Returns:
+        The exit code: 0, or 128 plus the number of the signal that stopped it.
+
+    Raises:
+        ConfigError: a mistake in the arguments, or runs that failed.
+    """
     if not arguments or "=" in arguments[0]:
-        raise ConfigError(f"bench takes a table; choose one of {', '.join(definitions.names())}, or render")
-    given = options(arguments[1:])
+        raise ConfigError(f"bench takes a table; choose one of {', '.join(tables.names())}, or render")
+    chosen = options(arguments[1:])
     if arguments[0] == "render":
         from zerogate.bench.documents import write_documents
 
-        for path in write_documents(given.results, given.docs):
+        for path in write_documents(chosen.results, chosen.docs):
             print(f"wrote {path}")
         return 0
-    table = definitions.load(arguments[0])
-    if given.render or table.source is not None:
-        if not given.render and table.command:
+    table = tables.load(arguments[0])
+    if chosen.render or table.source is not None:
+        from zerogate.bench.documents import check_results
+
+        check_results(chosen.results)
+        if not chosen.render and table.command:
             print(f"{table.name} is only rendered here; its figures come from: {table.command}")
-        return _render(table, given)
-    return _run(table, given)
+        return _render(table, chosen)
+    return _run(table, chosen)
 
 
-def _render(table: definitions.Table, given: Options) -> int:
+def _render(table: Table, chosen: Options) -> int:
     from zerogate.bench.documents import rendered, write_table
 
-    shown, problems = rendered(table, given.results)
+    shown, problems = rendered(table, chosen.results)
     for problem in problems:
         print(problem, file=sys.stderr)
     print(shown.markdown())
-    for path in write_table(shown, given.output / table.name):
+    for path in write_table(shown, chosen.output / table.name):
         print(f"wrote {path}")
     return 0
 
 
-def _run(table: definitions.Table, given: Options) -> int:
+def _run(table: Table, chosen: Options) -> int:
     import torch
 
+    from zerogate.bench.jobs import jobs
     from zerogate.bench.records import Records
-    from zerogate.sweeps.local import Queue
+    from zerogate.bench.run import TableRun
+    from zerogate.modules.run import usable_cores
 
-    cuda = torch.cuda.is_available() and "trainer.accelerator=cpu" not in given.extra
+    cuda = torch.cuda.is_available() and "trainer.accelerator=cpu" not in chosen.extra
     profile = "cuda" if cuda else "cpu"
-    seeds = range(given.seeds or table.seeds[profile])
-    asked = definitions.jobs(table, profile, seeds, given.budget, given.epochs, given.only, given.limit,
-                            given.precision)  # fmt: skip
+    seeds = range(chosen.seeds or table.seeds[profile])
+    asked = jobs(table, profile, seeds, chosen.budget, chosen.epochs, chosen.only, chosen.limit, chosen.precision)
     cores = usable_cores()
-    workers = 1 if table.alone else given.workers or (min(cores, 8) if cuda else cores)
+    workers = 1 if table.alone else chosen.workers or (min(cores, 8) if cuda else cores)
     threads = 1 if table.alone else max(1, cores // workers)
-    queue = Queue(asked, Records(given.results / "records"), given.output, workers, threads, given.extra,
-                  say=lambda line: print(line, flush=True))  # fmt: skip
-    print(f"{table.title}: {len(asked)} runs, {len(asked) - len(queue.missing)} recorded, {workers} at once"
-          + (f", budget {given.budget:g}" if given.budget != 1 else ""), flush=True)  # fmt: skip
-    queue.run()
-    if queue.signum is not None:
+    run = TableRun(asked, Records(chosen.results / "records"), chosen.output, workers, threads, chosen.extra,
+                   say=lambda line: print(line, flush=True))  # fmt: skip
+    print(f"{table.title}: {len(asked)} runs, {len(asked) - len(run.tasks)} recorded, {workers} at once"
+          + (f", budget {chosen.budget:g}" if chosen.budget != 1 else ""), flush=True)  # fmt: skip
+    run.run()
+    if run.signum is not None:
         print("stopped; the same command goes on")
-        return 128 + queue.signum
-    _render(table, given)
-    if queue.failed:
-        raise ConfigError(f"{len(queue.failed)} of {len(asked)} runs failed, such as {next(iter(queue.failed.values()))}; "
-                          "mend it and give the same command")  # fmt: skip
+        return 128 + run.signum
+    _render(table, chosen)
+    if run.failed:
+        first = next(iter(run.failed.values()))
+        raise ConfigError(f"{len(run.failed)} of {len(asked)} runs failed, such as {first}; mend it and give the same "
+                          "command")  # fmt: skip
     return 0

@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from collections.abc import Callable
 
 import hydra
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 import zerogate
+from zerogate.data import ImageData
 from zerogate.errors import ZerogateError
 from zerogate.models.layers import init_kaiming
 from zerogate.modules.internals import BATCH_NORM, CONVOLUTION
-from zerogate.training import build as building
+from zerogate.training.build import make_model, model_facts
 from zerogate.training.checkpoints import load_weights
-from zerogate.training.config import compose as settings
+from zerogate.training.config.compose import load
+from zerogate.training.instantiate import parameters_of
 from zerogate.training.run_folder import Run
 
 Widths = dict[str, list[int]]
+"""[inputs, outputs] of every convolution and linear layer, by its name."""
 
 
-def dense_network(config: Any, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def dense_network(config: DictConfig, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """The untrained model of a configuration, which for a baseline is the one that it narrows."""
-    facts: dict[str, Any] = {"num_classes": num_classes, "in_channels": shape[0], "image_size": shape[1]}
-    facts["in_features"] = shape[0] * shape[1] * shape[2]
-    target = config.model.get("network") or config.model._target_
-    factory = hydra.utils.get_object(target)
-    taken = inspect.signature(factory).parameters
+    factory: Callable[..., nn.Module] = hydra.utils.get_object(config.model.get("network") or config.model._target_)
+    taken = parameters_of(factory)
+    facts = model_facts(shape, num_classes)
     own = {str(k): v for k, v in config.model.items() if k in taken and v is not None}
     return factory(**{key: value for key, value in facts.items() if key in taken} | own)
 
 
-def network_of(run: Run, images: Any) -> nn.Module:
+def network_of(run: Run, images: ImageData) -> nn.Module:
     """The network that a finished run ends with, without its closed parts, on the CPU in evaluation mode."""
-    config = settings.load(run.config)
+    config = load(run.config)
     if run.compact.is_file():
         return zerogate.load(run.compact, lambda: dense_network(config, images.num_classes, images.shape)).eval()
-    model = building.make_model(config, images)
+    model = make_model(config, images)
     load_weights(model, run.folder)
     return model.eval()
 
 
 def widths(model: nn.Module) -> Widths:
     """[inputs, outputs] of every convolution and linear layer, by its name."""
-    found: Widths = {}
+    sizes: Widths = {}
     for name, module in model.named_modules():
         if isinstance(module, CONVOLUTION):
-            found[name] = [module.in_channels, module.out_channels]
+            sizes[name] = [module.in_channels, module.out_channels]
         elif isinstance(module, nn.Linear):
-            found[name] = [module.in_features, module.out_features]
-    return found
+            sizes[name] = [module.in_features, module.out_features]
+    return sizes
 
 
 def built_like(small: nn.Module, dense: nn.Module) -> nn.Module:
@@ -62,42 +63,44 @@ def built_like(small: nn.Module, dense: nn.Module) -> nn.Module:
     Raises:
         ZerogateError: a layer that differs in its tensors' shapes is of a class that this cannot construct.
     """
-    given = dict(small.named_modules())
+    of_small = dict(small.named_modules())
     for name, module in list(dense.named_modules()):
-        like = given.get(name)
+        like = of_small.get(name)
         shapes = [tensor.shape for tensor in module.state_dict().values()]
         if list(module.children()) or like is None or shapes == [t.shape for t in like.state_dict().values()]:
             continue
         dense.set_submodule(name, _construct(name, like))
     for name, module in dense.named_modules():  # sizes that a forward reads from attributes
         for key, value in vars(module).items():
-            if isinstance(value, int) and not isinstance(value, bool) and isinstance(vars(given[name]).get(key), int):
-                setattr(module, key, vars(given[name])[key])
-    wanted = {key: tensor.shape for key, tensor in small.state_dict().items()}
-    if wanted != {key: tensor.shape for key, tensor in dense.state_dict().items()}:
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and isinstance(vars(of_small[name]).get(key), int)
+            ):
+                setattr(module, key, vars(of_small[name])[key])
+    shapes_of_small = {key: tensor.shape for key, tensor in small.state_dict().items()}
+    if shapes_of_small != {key: tensor.shape for key, tensor in dense.state_dict().items()}:
         raise ZerogateError(f"a {type(dense).__name__} cannot be built at these widths layer by layer; choose another")
     return dense
 
 
 def _construct(name: str, like: nn.Module) -> nn.Module:
-    made: nn.Module
+    """A new layer of the same class, sizes and options."""
     if isinstance(like, CONVOLUTION):
-        made = type(like)(
+        return type(like)(
             like.in_channels, like.out_channels, like.kernel_size, stride=like.stride, padding=like.padding,
             dilation=like.dilation, groups=like.groups, bias=like.bias is not None,
         )  # type: ignore[call-arg]  # fmt: skip
     elif isinstance(like, nn.Linear):
-        made = nn.Linear(like.in_features, like.out_features, bias=like.bias is not None)
+        return nn.Linear(like.in_features, like.out_features, bias=like.bias is not None)
     elif isinstance(like, BATCH_NORM):
-        made = type(like)(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
-    else:
-        raise ZerogateError(f"{name} is a {type(like).__name__}, which cannot be built at other widths; choose a network "
-                            "of convolutions, linear layers and BatchNorm")  # fmt: skip
-    return made
+        return type(like)(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
+    raise ZerogateError(f"{name} is a {type(like).__name__}, which cannot be built at other widths; choose a network of "
+                        "convolutions, linear layers and BatchNorm")  # fmt: skip
 
 
 def narrow(network: str, share: float, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> nn.Module:
-    """A baseline: `network` with the same share of every group of channels removed, drawn anew, to train from scratch.
+    """A baseline: `network` with the same share of every group of channels removed and new weights, to train from scratch.
 
     Args:
         network: import path of the dense network's factory. share: of its parameters, which is the most that is left.

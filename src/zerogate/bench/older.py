@@ -1,23 +1,27 @@
-"""Results that other programs in benchmarks/ have written, brought into the form of a table; the files stay as they are."""
+"""Tables of results that the programs in benchmarks/ and `zerogate compare` have written; their files stay as they are."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from zerogate.bench import columns
 from zerogate.bench.columns import Value
 from zerogate.bench.render import Line, Rendered, Section, non_empty
-from zerogate.bench.table import Table
+from zerogate.bench.table import Plain, Table
 from zerogate.errors import ZerogateError
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
+def _read(folder: Path, name: str) -> Plain:
+    """What a file of results holds.
+
+    Raises:
+        ZerogateError: it is missing or damaged.
+    """
     path = folder / f"{name}.json"
     try:
-        content = json.loads(path.read_text())
+        content: Plain = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ZerogateError(
             f"{path} cannot be read ({error}); restore it, or write it anew as its table says"
@@ -27,7 +31,8 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _origin(record: Mapping[str, Any]) -> str:
+def _origin(record: Plain) -> str:
+    """A sentence: the command, device, commit and versions of a result."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"`{record['command']}`, on {record['device']}, commit {record['commit']}; {versions}."
 
@@ -38,24 +43,25 @@ def render(table: Table, folder: Path) -> Rendered:
     Raises:
         ZerogateError: a file that is missing or damaged.
     """
-    sections, notes = _SOURCES[table.source["form"]](table, folder)
+    source = {**(table.source or {}), "columns": table.columns}
+    sections, notes = _SOURCES[source["form"]](source, folder)
     return Rendered(table.name, table.title, sections, [*table.notes, *notes], table.command, table.plot)
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, (int, float)) else str(value)
 
 
-def _repeats(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+def _repeats(source: Plain, folder: Path) -> tuple[list[Section], list[str]]:
     """Files of benchmarks/repeat.py, a row each."""
     heads = [("data", "data, network"), ("gates", "gates"), ("test_accuracy", "test accuracy %"),
              ("params_removed", "parameters removed %"), ("macs_removed", "MACs removed %")]  # fmt: skip
     lines, origins = [], []
-    for entry in table.source["rows"]:
+    for entry in source["rows"]:
         record = _read(folder, entry["file"])
         figures = record["figures"]
 
-        def values(name: str, figures: Mapping[str, Any] = figures) -> tuple[float, ...]:
+        def values(name: str, figures: Plain = figures) -> tuple[float, ...]:
             return tuple(100 * value for value in figures[name]["values"]) if name in figures else ()
 
         cells = {
@@ -71,9 +77,9 @@ def _repeats(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
     return [Section("", heads, lines)], origins
 
 
-def _overhead(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+def _overhead(source: Plain, folder: Path) -> tuple[list[Section], list[str]]:
     """The file of benchmarks/overhead.py: a section for every measure."""
-    record = _read(folder, table.source["file"])
+    record = _read(folder, source["file"])
     sections = []
     for measure in dict.fromkeys(row["measure"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["measure"] == measure]
@@ -81,24 +87,27 @@ def _overhead(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
         heads = [("network", "network"), ("layout", "memory format")]
         heads += [(name, name) for name in ("batch", "dense", "gated")]
         heads += [(key, head), ("spread", "quartiles")]
-        lines = []
-        for row in rows:
-            given = [name for name in ("network", "batch", "dense", "gated", key) if row.get(name) is not None]
-            cells = {name: Value(text=_number(row[name])) for name in given if name != key}
-            if "layout" in row:
-                cells["layout"] = Value(text=row["layout"].replace("_", " "))
-            cells[key] = Value(text=f"{row[key]:.{3 if key == 'ratio' else 2}f}")
-            if "lower quartile" in row:
-                cells["spread"] = Value(text=f"{row['lower quartile']:.3f} to {row['upper quartile']:.3f}")
-            goal = ""
-            if row.get("goal") is not None:
-                goal = f"≤ {row['goal']:g}: {'met' if row[key] <= row['goal'] else 'missed'}"
-            place = f"{measure}/{row['network']}/{row['gates']}/{row.get('layout', '')}/{row['batch']}"
-            lines.append(Line(place, row["gates"], cells, row.get("n", 0), goal))
+        lines = [_overhead_line(measure, row, key) for row in rows]
         meaning = record.get("meanings", {}).get(measure)
         meaning = ", ".join(meaning) if isinstance(meaning, list) else meaning
         sections.append(Section(measure, non_empty(heads, lines), lines, [f"{measure}: {meaning}."] if meaning else []))
     return sections, [_origin(record)]
+
+
+def _overhead_line(measure: str, row: Plain, key: str) -> Line:
+    """A row of that file; `key` is the figure that is compared with its goal."""
+    names = [name for name in ("network", "batch", "dense", "gated") if row.get(name) is not None]
+    cells = {name: Value(text=_number(row[name])) for name in names}
+    if "layout" in row:
+        cells["layout"] = Value(text=row["layout"].replace("_", " "))
+    cells[key] = Value(text=f"{row[key]:.{3 if key == 'ratio' else 2}f}")
+    if "lower quartile" in row:
+        cells["spread"] = Value(text=f"{row['lower quartile']:.3f} to {row['upper quartile']:.3f}")
+    goal = ""
+    if row.get("goal") is not None:
+        goal = f"≤ {row['goal']:g}: {'met' if row[key] <= row['goal'] else 'missed'}"
+    place = f"{measure}/{row['network']}/{row['gates']}/{row.get('layout', '')}/{row['batch']}"
+    return Line(place, row["gates"], cells, row.get("n", 0), goal)
 
 
 _SUMMARY = {
@@ -115,9 +124,9 @@ _SUMMARY = {
 }
 
 
-def _zoo(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+def _zoo(source: Plain, folder: Path) -> tuple[list[Section], list[str]]:
     """The file of benchmarks/zoo.py: a summary, and a row for every architecture."""
-    record = _read(folder, table.source["file"])
+    record = _read(folder, source["file"])
     summary = record["summary"]
     lines = [Line(key, _SUMMARY.get(key, key.replace("_", " ")), {"value": Value(text=_number(value))})
              for key, value in summary.items()]  # fmt: skip
@@ -147,23 +156,23 @@ _WORDS = {
 }
 
 
-def _comparison(table: Table, folder: Path) -> tuple[list[Section], list[str]]:
+def _comparison(source: Plain, folder: Path) -> tuple[list[Section], list[str]]:
     """compare.json of `zerogate compare`: a row for every kind and density."""
-    record = _read(folder, table.source["file"])
+    record = _read(folder, source["file"])
     lines = []
     for row in record["rows"]:
         name = f"{row['kind']}_{1.0 if row['density'] is None else row['density']:g}"
-        figures = [found | {"total_epochs": found["epochs"]} for key, found in record["searches"].items()
+        figures = [search | {"total_epochs": search["epochs"]} for key, search in record["searches"].items()
                    if key.rpartition("_")[0] == name]  # fmt: skip
-        cells = {column: columns.value(column, figures) for column in table.columns}
+        cells = {column: columns.value(column, figures) for column in source["columns"]}
         label = _WORDS.get(row["kind"], row["kind"])
         if row["density"] is not None:
             label += f", {100 * row['density']:g} %"
         lines.append(Line(name.replace("_", "-"), label, cells, len(figures)))
-    return [Section("", [(name, columns.column(name).head) for name in table.columns], lines)], [_origin(record)]
+    return [Section("", [(name, columns.column(name).head) for name in source["columns"]], lines)], [_origin(record)]
 
 
-_SOURCES: dict[str, Callable[[Table, Path], tuple[list[Section], list[str]]]] = {
+_SOURCES: dict[str, Callable[[Plain, Path], tuple[list[Section], list[str]]]] = {
     "repeats": _repeats,
     "overhead": _overhead,
     "zoo": _zoo,

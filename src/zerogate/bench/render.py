@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from zerogate.bench import columns
-from zerogate.bench.columns import Figures, Value
-from zerogate.bench.table import Row, Table
-
-Chosen = Mapping[str, Sequence[Mapping[str, Any]]]
-"""The records that a table shows, by row."""
+from zerogate.bench.columns import Value
+from zerogate.bench.goals import Chosen, figures_of, goals_of, smallest
+from zerogate.bench.records import Record
+from zerogate.bench.table import Plain, Row, Table
+from zerogate.report.markdown import grid
 
 
 @dataclass
 class Line:
-    """A row as it is shown: a label, a cell for each column, and what it is worth."""
+    """A row as it is shown."""
 
     id: str
     label: str
-    cells: dict[str, Value]
-    n: int = 0
-    goal: str = ""
-    seeds: list[int] = field(default_factory=list)
+    cells: dict[str, Value]  # by the names of columns
+    n: int = 0  # runs
+    goal: str = ""  # its goals and whether they are met
+    seeds: list[int] = field(default_factory=list)  # of the runs
 
 
 @dataclass
 class Section:
-    """A part of a table with a head of its own; `facts` are sentences below it, `keys` its own ones of the command."""
+    """A part of a table with a head of its own."""
 
     title: str
-    columns: list[tuple[str, str]]
+    columns: list[tuple[str, str]]  # name and head
     lines: list[Line]
-    facts: list[str] = field(default_factory=list)
-    setting: str = ""
-    keys: tuple[str, ...] = ()
+    facts: list[str] = field(default_factory=list)  # sentences below it
+    setting: str = ""  # what distinguishes it from sections of the same rows
+    keys: tuple[str, ...] = ()  # what the command needs to ask for these runs
 
     def head(self) -> list[str]:
         """The words above the columns."""
@@ -70,9 +68,9 @@ class Rendered:
     name: str
     title: str
     sections: list[Section]
-    notes: list[str] = field(default_factory=list)
-    command: str = ""
-    plot: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)  # sentences below all sections
+    command: str = ""  # what repeats it, without the keys of its sections
+    plot: Plain | None = None  # as `figures.py` reads it
 
     @property
     def commands(self) -> list[str]:
@@ -131,13 +129,7 @@ class Rendered:
         return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def render(table: Table, records: Sequence[Mapping[str, Any]]) -> Rendered:
+def render(table: Table, records: Sequence[Record]) -> Rendered:
     """A table from records, of which those of other tables, of rows that are gone and of older recipes are not used.
 
     A section for each budget, and for each number of epochs where a GPU trains longer. Of a row and seed that were run
@@ -152,7 +144,7 @@ def render(table: Table, records: Sequence[Mapping[str, Any]]) -> Rendered:
             rows = [row for row in table.rows if row.section == title]
             section = _section(table, rows, chosen, ", ".join(filter(None, (title, suffix))))
             if section is not None:
-                section.facts += _smallest(table, title, chosen)
+                section.facts += smallest(table, title, chosen)
                 section.facts += _origin([r for row in rows for r in chosen.get(row.id, [])])
                 section.setting, section.keys = suffix, _keys(budget, setting)
                 sections.append(section)
@@ -160,12 +152,13 @@ def render(table: Table, records: Sequence[Mapping[str, Any]]) -> Rendered:
 
 
 def _keys(budget: float, setting: str) -> tuple[str, ...]:
-    """Those of `zerogate bench` that ask for runs with this budget and setting."""
-    given = [part for part in setting.split(",") if "=" in part]
-    return tuple([f"budget={budget:g}", *given] if budget != 1 else given)
+    """The keys of `zerogate bench` that ask for runs with this budget and setting."""
+    keys = [part for part in setting.split(",") if "=" in part]
+    return tuple([f"budget={budget:g}", *keys] if budget != 1 else keys)
 
 
 def _suffix(budget: float, setting: str) -> str:
+    """What follows a section's title where runs were asked for with this budget and setting."""
     words = {"cpu": "as many epochs as for a CPU", "cuda": "as many epochs as for a GPU", "": ""}
     heads = {"epochs": "epochs", "limit": "images of each split", "precision": "precision"}
     parts = []
@@ -177,35 +170,32 @@ def _suffix(budget: float, setting: str) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _chosen(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """By row, one record for each seed: the one that was finished last, of the same digest the first."""
-    latest: dict[tuple[str, int], Mapping[str, Any]] = {}
+def _chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """By row, one record for each seed: that of the digest finished last; of several records of one digest, the first."""
+    latest: dict[tuple[str, int], Record] = {}
     for record in sorted(records, key=lambda r: (r["finished"], r["digest"], r["check"])):
         key = (record["row"], record["seed"])
         if key not in latest or latest[key]["digest"] != record["digest"]:
             latest[key] = record
-    rows: dict[str, list[Mapping[str, Any]]] = {}
+    rows: dict[str, list[Record]] = {}
     for (row, _), record in sorted(latest.items()):
         rows.setdefault(row, []).append(record)
     return rows
 
 
-def _figures(records: Iterable[Mapping[str, Any]]) -> list[Figures]:
-    return [record["figures"] | {"seconds": record["seconds"]} for record in records]
-
-
 def _section(table: Table, rows: Sequence[Row], chosen: Chosen, title: str) -> Section | None:
-    """None where none of the rows has a record."""
+    """A section of these rows; None where none of them has a record."""
     if not any(row.id in chosen for row in rows):
         return None
     lines = []
     for row in rows:
         if row.kind and row.id not in chosen:
             continue
-        figures: Sequence[Figures] = _figures(chosen[row.id]) if row.kind else [row.figures]
+        figures = figures_of(chosen[row.id]) if row.kind else [row.figures]
         cells = {name: columns.value(name, figures) for name in table.columns}
         seeds = [record["seed"] for record in chosen.get(row.id, ())]
-        lines.append(Line(row.id, row.label, cells, len(seeds), _goal(row, table, chosen), seeds))
+        goal = "; ".join(map(str, goals_of(row, table, chosen)))
+        lines.append(Line(row.id, row.label, cells, len(seeds), goal, seeds))
     heads = [(name, columns.column(name).head) for name in table.columns]
     return Section(title, non_empty(heads, lines), lines)
 
@@ -215,88 +205,20 @@ def non_empty(heads: Sequence[tuple[str, str]], lines: Sequence[Line]) -> list[t
     return [pair for pair in heads if any(str(line.cells.get(pair[0], "")) for line in lines)]
 
 
-def _goal(row: Row, table: Table, chosen: Chosen) -> str:
-    """What the row should reach and whether its mean does: `column` at least or at most a number, or another row's mean
-    (`row`, or of those that the pattern `best` names the one that is best on the validation images) plus `plus`; or each
-    of a list of these."""
-    if row.goal is None or row.id not in chosen:
-        return ""
-    said = []
-    for name, wanted in row.goal.items():
-        column, reached = columns.column(name), columns.value(name, _figures(chosen[row.id])).mean
-        for one in wanted if isinstance(wanted, list) else [wanted]:
-            limit = _limit(name, one, table, chosen)
-            if reached is None or limit is None:
-                continue
-            sign = "≤" if column.lower else "≥"
-            short = reached - limit if column.lower else limit - reached
-            missed = f"missed by {short:,.{column.digits}f}" if short > 1e-9 else "met"
-            said.append(f"{sign} {limit:,.{column.digits}f}: {missed}")
-    return "; ".join(said)
-
-
-def _limit(name: str, wanted: Any, table: Table, chosen: Chosen) -> float | None:
-    """The number that a goal names, of that column; None as long as the other row has not been run."""
-    if not isinstance(wanted, Mapping):
-        return float(wanted)
-    other = table.row(wanted["row"]) if "row" in wanted else _best(table, wanted["best"], chosen)
-    if other is None:
-        return None
-    figures = _figures(chosen.get(other.id, [])) if other.kind else [other.figures]
-    mean = columns.value(name, figures).mean
-    return None if mean is None else mean + float(wanted.get("plus", 0))
-
-
-def _best(table: Table, pattern: str, chosen: Chosen) -> Row | None:
-    """The row that is best on the validation images, of those that match and have been run."""
-    found = []
-    for row in table.rows:
-        if row.id in chosen and fnmatch.fnmatch(row.id, pattern):
-            mean = columns.value("val_accuracy", _figures(chosen[row.id])).mean
-            found += [] if mean is None else [(mean, row)]
-    return max(found, key=lambda entry: entry[0], default=(0.0, None))[1]
-
-
-def _smallest(table: Table, section: str, chosen: Chosen) -> list[str]:
-    """For each entry of `smallest` in this section: of the rows whose mean is good enough, the one with the least."""
-    said = []
-    for wanted in table.smallest:
-        if wanted["section"] != section:
-            continue
-        name, limit, least = wanted["column"], wanted["limit"], wanted["least"]
-        column = columns.column(name)
-        found = []
-        for row in table.rows:
-            if row.section == section and row.id in chosen:
-                figures = _figures(chosen[row.id])
-                reached, size = columns.value(name, figures), columns.value(least, figures)
-                if reached.mean is not None and size.mean is not None:
-                    good = reached.mean <= limit + 1e-9 if column.lower else reached.mean >= limit - 1e-9
-                    found += [(size.mean, row, reached, size)] if good else []
-        head = f"{wanted['what']} ({column.head} {'≤' if column.lower else '≥'} {limit:g}): "
-        if found:
-            _, row, reached, size = min(found, key=lambda entry: entry[0])
-            said.append(
-                f"{head}{row.label}, {size} {columns.column(least).head}, {reached}, n = {len(reached.values)}."
-            )
-        elif any(row.section == section and row.id in chosen for row in table.rows):
-            said.append(f"{head}none of these rows.")
-    return said
-
-
-def _origin(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """On what, from which commits and when."""
+def _origin(records: Sequence[Record]) -> list[str]:
+    """A sentence: how many runs, on which devices, from which commits and when; none without records."""
     if not records:
         return []
 
-    def each(key: str) -> str:
-        return ", ".join(sorted({str(record[key]) for record in records if record[key]}))
+    def joined(values: Iterable[str]) -> str:
+        return ", ".join(sorted({value for value in values if value}))
 
-    torches = ", ".join(sorted({record["versions"]["torch"] for record in records}))
+    devices, commits = joined(record["device"] for record in records), joined(record["commit"] for record in records)
+    torches = joined(record["versions"]["torch"] for record in records)
     seconds = [record["seconds"] for record in records if record["seconds"] is not None]
     days = sorted({record["finished"][:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    text = f"{len(records)} runs on {each('device')}, torch {torches}, commits {each('commit') or 'unknown'}, {when}"
+    text = f"{len(records)} runs on {devices}, torch {torches}, commits {commits or 'unknown'}, {when}"
     if len(seconds) == len(records):
         text += f", {sum(seconds) / 3600:.1f} hours of runs"
     return [f"{text}."]

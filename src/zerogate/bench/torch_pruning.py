@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -22,13 +23,15 @@ from zerogate.errors import ConfigError
 from zerogate.modules.internals import CONVOLUTION
 from zerogate.training.checkpoints import load_weights
 
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 FOLDER = str(Path(sys.prefix) / "zoo")
 """Where `make zoo` installs torch-pruning, apart from the environment."""
 STEPS = 400
 """In how many steps a network is pruned, each of which removes the same share of all channels."""
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """torch_pruning, from the environment or from the folder where `make zoo` installs it.
 
     Raises:
@@ -48,7 +51,8 @@ def library() -> Any:
             sys.path.remove(FOLDER)
 
 
-def _pruner(tp: Any, model: nn.Module, example: torch.Tensor, **options: Any) -> Any:
+def _pruner(tp: ModuleType, model: nn.Module, example: torch.Tensor, **options: object) -> Any:
+    """Its group-norm pruner of everything but the classifier, the last linear layer."""
     classifiers = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,26 +101,31 @@ def pruned_network(source: str, network: str, params: float | None = None, macs:
 
 @torch.no_grad()
 def _macs(model: nn.Module, example: torch.Tensor) -> int:
-    """Of convolutions and linear layers for one example, from the shapes that a forward makes."""
-    found = [0]
+    """MACs of convolutions and linear layers for one example, from the shapes that a forward makes."""
+    macs = [0]
 
-    def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def count(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
         weight = layer.get_parameter("weight")
-        found[0] += output[0, 0].numel() * weight.numel() if output.ndim > 2 else weight.numel()
+        macs[0] += output[0, 0].numel() * weight.numel() if output.ndim > 2 else weight.numel()
 
     layers = [m for m in model.modules() if isinstance(m, (CONVOLUTION, nn.Linear))]
     handles = [layer.register_forward_hook(count) for layer in layers]
     model(example[:1])
     for handle in handles:
         handle.remove()
-    return found[0]
+    return macs[0]
 
 
 _learners: list[nn.Module] = []
+"""The network that `learner` made last: Lightning owns it by the time its gradients are there."""
 
 
 def learner(network: str, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """The dense network, which `sparse_learning` will find. `network`: import path of its factory."""
+    """The dense network, to whose gradients `sparse_learning` adds the penalty.
+
+    Args:
+        network: import path of its factory. num_classes, in_channels: of the data.
+    """
     model: nn.Module = hydra.utils.get_object(network)(num_classes=num_classes, in_channels=in_channels)
     _learners[:] = [model]
     return model
@@ -124,7 +133,7 @@ def learner(network: str, num_classes: int = 10, in_channels: int = 3) -> nn.Mod
 
 @contextmanager
 def sparse_learning(strength: float, shape: tuple[int, int, int] = (3, 32, 32)) -> Iterator[None]:
-    """Within it, Torch-Pruning's group-norm penalty is added to the gradients of the latest `learner` before every step.
+    """While it is open, Torch-Pruning's group-norm penalty is added to the latest `learner`'s gradients before every step.
 
     Args:
         strength: the penalty's weight. shape: of an image.
@@ -132,7 +141,7 @@ def sparse_learning(strength: float, shape: tuple[int, int, int] = (3, 32, 32)) 
     tp = library()
     pruner: list[Any] = []
 
-    def penalise(optimizer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def penalise(optimizer: object, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         closure, model = kwargs["closure"], _learners[0]
         if not pruner:
             training = model.training
@@ -141,7 +150,7 @@ def sparse_learning(strength: float, shape: tuple[int, int, int] = (3, 32, 32)) 
                 pruner.append(_pruner(tp, model.eval(), example, pruning_ratio=0.5, reg=strength))
             model.train(training)
 
-        def with_penalty() -> Any:  # Lightning's closure runs forward and backward
+        def with_penalty() -> object:  # Lightning's closure runs forward and backward
             loss = closure()
             pruner[0].regularize(model)
             return loss

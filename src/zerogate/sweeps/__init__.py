@@ -1,1 +1,1 @@
-"""Many runs at once."""
+"""Many runs: what an engine of sweeps is, one for this machine, and comparisons of searches for tickets."""

@@ -1,0 +1,120 @@
+"""How far a compacted model is from the gated one in float64, for models whose inputs and outputs are nested in any way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import zerogate as zg
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def double(x: Any) -> Any:
+    """Inputs with their floating tensors in float64."""
+    if isinstance(x, Tensor):
+        return x.double() if x.is_floating_point() else x
+    if isinstance(x, dict):
+        return {key: double(value) for key, value in x.items()}
+    return type(x)(map(double, x)) if isinstance(x, (tuple, list)) else x
+
+
+def leaves(inputs: Any) -> list[Tensor]:
+    """The tensors of a model's inputs."""
+    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else [inputs]
+    return [x for x in parts if isinstance(x, Tensor)]
+
+
+def floating_tensors(x: Any, _seen: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """Floating tensors of an output, however nested; not those of a cache, whose sizes are the layers' own."""
+    if isinstance(x, Tensor):
+        if x.is_floating_point() or x.is_complex():
+            yield x
+    elif id(x) in _seen or "Cache" in type(x).__name__:
+        return
+    elif isinstance(x, Mapping):
+        for value in x.values():
+            yield from floating_tensors(value, _seen | {id(x)})
+    elif isinstance(x, (list, tuple, set)):
+        for value in x:
+            yield from floating_tensors(value, _seen | {id(x)})
+    elif hasattr(x, "__dict__") and not isinstance(x, (type, nn.Module)):
+        yield from floating_tensors(vars(x), _seen | {id(x)})
+
+
+def expose(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
+    """Gives a fresh model values that hide nothing: biases, scales and what starts at zero become random, and BatchNorm
+    statistics are those of a random batch, disturbed, so that signals reach the output at a usual size."""
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator).to(like) * (high - low) + low
+
+    def normal(like: Tensor, std: float) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like) * std
+
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.is_floating_point():
+                continue
+            if name.endswith("bias"):
+                p.add_(normal(p, 0.1))
+            elif p.ndim == 1:
+                p.copy_(uniform(p, 0.5, 1.5))
+            elif not p.count_nonzero():
+                p.copy_(normal(p, 0.1) if p.ndim else uniform(p, 0.5, 1.5))
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        momenta = [m.momentum for m in norms]
+        model.eval()
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.train()
+        call(model, inputs)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.momentum = momentum
+            norm.eval()
+            norm.running_mean.add_(norm.running_var.sqrt() * normal(norm.running_mean, 0.1))
+            norm.running_var.mul_(uniform(norm.running_var, 0.5, 1.5)).add_(1e-3)
+
+
+def close(sparse: zg.Sparsified, share: float, generator: torch.Generator) -> None:
+    """Closes a random share of all units and opens the others, with certainty."""
+    with torch.no_grad():
+        closed = torch.rand(len(sparse.logits), generator=generator) < share
+        sparse.logits.copy_(torch.where(closed, -8.0, 8.0))
+
+
+class Float64(TorchFunctionMode):
+    """Keeps a float64 model in float64: several norms and softmaxes go through float32 whatever they are given, and
+    round what differs in the last bit to what differs in the eighth digit, or to nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            return args[0].double()
+        args = [torch.float64 if x is torch.float32 else x for x in args]
+        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})
+
+
+def largest_difference(gated: nn.Module, small: nn.Module, inputs: Any) -> float:
+    """max |gated − small| / max |gated| over all floating tensors of the outputs; inf where shapes differ."""
+    with torch.no_grad(), Float64():
+        torch.manual_seed(0)
+        a = list(floating_tensors(call(gated, inputs)))
+        torch.manual_seed(0)
+        b = list(floating_tensors(call(small, inputs)))
+    if [x.shape for x in a] != [x.shape for x in b]:
+        return math.inf
+    if not all(x.isfinite().all() for x in a):
+        return math.nan
+    largest = max((x.abs().max().item() for x in a if x.numel()), default=0.0)
+    apart = max(((x - y).abs().max().item() for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)
+    return apart / (largest or 1.0)
