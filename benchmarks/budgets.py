@@ -31,9 +31,9 @@ from budget_settings import SETTINGS, Setting
 from zerogate import Sparsified, Target, data
 from zerogate.data import ImageData
 from zerogate.training import build as building
-from zerogate.training.classifier import evaluate
 from zerogate.training.config.compose import compose
 from zerogate.training.provenance import origin
+from zerogate.training.scores import evaluate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"

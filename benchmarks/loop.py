@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import zerogate as zg
 from zerogate.data import Augment, Batches, ImageData, load
-from zerogate.training.classifier import evaluate
+from zerogate.training.scores import evaluate
 
 
 @functools.cache

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from zerogate.training.config.compose import compose
 from zerogate.training.provenance import origin
-from zerogate.training.train import compose, train
+from zerogate.training.train import train
 
 FIGURES = ("val_accuracy", "test_accuracy", "sparsity_params", "sparsity_macs", "params", "macs", "compaction_error")
 

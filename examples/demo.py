@@ -19,7 +19,8 @@ import zerogate as zg
 from zerogate.cost.stopwatch import latency_ratio
 from zerogate.report import figures as plots
 from zerogate.report.page import html_table, write_page
-from zerogate.training.train import compose, train
+from zerogate.training.config.compose import compose
+from zerogate.training.train import train
 
 OUTPUT = Path("outputs/demo")
 DENSE = OUTPUT / "dense"

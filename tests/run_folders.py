@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zerogate.training.run_folder import load_checkpoint
+from zerogate.training.checkpoints import load_checkpoint
 
 TIMINGS = {"images_per_second", "command"}
 

@@ -12,7 +12,7 @@ import torch
 
 from zerogate.errors import ZerogateError
 from zerogate.sweeps.engine import Task
-from zerogate.training.callbacks.files import StoppedError
+from zerogate.training.interruption import StoppedError
 from zerogate.training.run_folder import Run
 
 

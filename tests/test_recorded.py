@@ -28,11 +28,14 @@ from zerogate.bench.jobs import Job, jobs
 from zerogate.bench.records import Record, Records
 from zerogate.bench.table import TABLES, load
 from zerogate.cli.main import main
-from zerogate.training import build as building
+from zerogate.training import build
+from zerogate.training.build_gates import make_gate, make_objective
+from zerogate.training.checkpoints import load_checkpoint
 from zerogate.training.config import compose as settings
 from zerogate.training.config import moved
-from zerogate.training.run_folder import load_checkpoint
-from zerogate.training.train import compact, evaluate_run
+from zerogate.training.deploy import compact
+from zerogate.training.evaluate import evaluate_run
+from zerogate.training.instantiate import instantiate
 
 RECORDS = Records(Path(__file__).parent.parent / "benchmarks/results/records")
 WRITTEN = Path(__file__).parent / "written_at_81535d8"
@@ -142,8 +145,8 @@ def test_an_old_path_is_accepted_and_means_the_public_name() -> None:
     named = [config[group]._target_ for group in ("gate", "objective", "model", "scheduler")]
     assert named == ["zerogate.HardConcrete", "zerogate.Target", "zerogate.models.lenet5", "zerogate.drops"]
     assert config.overrides[-1] == "scheduler._target_=zerogate.drops"
-    assert isinstance(building.make_gate(config), zg.HardConcrete)
-    objective = building.make_objective(config)  # a target, whose configuration may hold a penalty's keys
+    assert isinstance(make_gate(config), zg.HardConcrete)
+    objective = make_objective(config)  # a target, whose configuration may hold a penalty's keys
     assert isinstance(objective, zg.Target) and objective.share == 0.5
     assert settings.amend(config, ["scheduler._target_=zerogate.rates.drops"]) == config
     config.gate._target_ = "zerogate.gates.SoftMask"  # changed since it was composed
@@ -171,7 +174,7 @@ def test_a_configuration_of_before_is_brought_up_to_date(tmp_path: Path) -> None
     assert (
         config.scheduler._target_ == "zerogate.drops" and config.overrides[-1] == "model._target_=zerogate.bench.narrow"
     )
-    network = building.instantiate("model", config.model, share=0.5)
+    network = instantiate("model", config.model, share=0.5)
     assert isinstance(network, zg.models.ResNet)
 
 
@@ -265,8 +268,8 @@ def test_a_finished_run_is_evaluated_and_compacted(finished: Path) -> None:
 
 def test_a_run_of_before_is_started_from(tmp_path: Path) -> None:
     config = settings.compose([*RUN, f"init_from={WRITTEN / 'run'}", f"data.cache_dir={tmp_path}"])
-    batches = building.load_batches(config, building.load_data(config), torch.device("cpu"))
-    module = building.make_classifier(config, batches, torch.device("cpu"))
+    batches = build.load_batches(config, build.load_data(config), torch.device("cpu"))
+    module = build.make_classifier(config, batches, torch.device("cpu"))
     wanted = load_checkpoint(WRITTEN / "run/last.ckpt")["state_dict"]
     assert all(torch.equal(value, wanted[f"model.{key}"]) for key, value in module.model.state_dict().items())
 

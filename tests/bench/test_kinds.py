@@ -11,6 +11,7 @@ from torch import nn
 import zerogate as zg
 from zerogate.bench import kinds
 from zerogate.training.config import compose as settings
+from zerogate.training.config.resume import resumed
 from zerogate.training.run_folder import Run
 
 
@@ -37,5 +38,5 @@ def test_a_run_goes_on_with_data_that_lie_elsewhere(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.begin(begun)
     going_on = kinds._configured(tmp_path, ["data=mnist", "seed=3"], ["data.path=/there"])
-    config = settings.resumed(going_on, run.folder, settings.load(run.config))
+    config = resumed(going_on, run.folder, settings.load(run.config))
     assert (config.data.name, config.data.path, config.seed) == ("mnist", "/there", 3)

@@ -1,337 +1,13 @@
-"""The command: what it prints; a user's mistake is one line and exit code 2, with nothing written."""
+"""The command: exit codes, errors as lines, and what an installation lacks."""
 
-import json
-import os
-import resource
-import subprocess
-import sys
-from pathlib import Path
+import importlib.metadata
+import re
 
 import pytest
-import torch
 
-import zerogate
-from image_sets import make_folder
-from zerogate.cli import main as cli
-from zerogate.cli.main import main
-
-QUICK = ["experiment=digits", "model.width=4", "data.limit=128", "trainer.max_epochs=1"]
-
-
-@pytest.fixture(scope="module")
-def gated(tmp_path_factory):
-    """A finished run with gates."""
-    folder = tmp_path_factory.mktemp("gated") / "run"
-    assert main(["train", *QUICK, f"output={folder}"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    """A finished run without."""
-    folder = tmp_path_factory.mktemp("dense") / "run"
-    assert main(["train", *QUICK, "gate=none", f"output={folder}"]) == 0
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refusal(capsys, arguments: list[str]) -> str:
-    """The one line that the command says, having written nothing to stdout."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1 and err.startswith("zerogate: error: ")
-    assert ";" in err or "," in err  # what is wrong, and the way out
-    return err
-
-
-BAD_OVERRIDES = [
-    (["model=nope"], "unknown model 'nope'; choose one of convnet"),
-    (["data=nope"], "unknown data 'nope'; choose one of cifar10"),
-    (["experiment=nope"], "unknown experiment 'nope'"),
-    (["nope=1"], "no such key 'nope'"),
-    (["model.widht=3"], "no such key 'model.widht'"),
-    (["seed"], "write key=value"),
-    (["a b"], "write key=value"),
-    (["--epochs", "3"], "unknown option '--epochs'"),
-    (["seed=-1"], "seed=-1"),
-    (["seed=${oc.env:ZEROGATE_NO_SUCH}"], "ZEROGATE_NO_SUCH"),
-    (["gate=null"], "gate=null"),
-    (["gate._target_=zerogate.Nope"], "zerogate.Nope"),
-    (["gate=soft_mask", "+gate.droprate_init=0.5"], "droprate_init"),
-    (["model._target_=nowhere.Net"], "No module named 'nowhere'"),
-    (["model._target_=zerogate.models.nope"], "zerogate.models.nope"),
-    (["model._target_=builtins.dict"], "makes a dict"),
-    (["+model.depth=3"], "unexpected keyword argument 'depth'"),
-    (["model.width=0"], "width is 0"),
-    (["model.num_classes=3"], "set model.num_classes=10"),
-    (["model=lenet5"], "no such key 'model.width'"),
-    (["objective.weight=-1"], "-1"),
-    (["objective.weight=nan"], "nan"),
-    (["objective.weight=much"], "objective"),
-    (["objective.over=units"], "units"),
-    (["gate.droprate_init=0"], "droprate_init"),
-    (["gate.droprate_init=1.5"], "1.5"),
-    (["experiment=digits_cs", "gate.final_temperature=0"], "temperature"),
-    (["sparsify.unit=neuron"], "channel or weight"),
-    (["sparsify.unit=weight", "sparsify.gate_inputs=true"], "gate_inputs"),
-    (["optimizer.lr=-1"], "optimizer.lr=-1"),
-    (["optimizer._target_=torch.optim.Nope"], "torch.optim.Nope"),
-    (["+optimizer.nope=1"], "leave it out with ~optimizer.nope"),
-    (["experiment=digits_cs", "scheduler=cosine"], "leave it out with ~scheduler.milestones"),
-    (["experiment=digits_cs", "scheduler=drops"], "leave it out with ~scheduler.milestones"),
-    (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
-    (["trainer.accelerator=abacus"], "abacus"),
-    (["trainer.precision=7"], "7"),
-    (["+trainer.nope=1"], "nope"),
-    (["data.batch_size=0"], "data.batch_size=0"),
-    (["data.validation=5000"], "validation=5000"),
-    (["data.augment.crop=-1"], "crop"),
-    (["data.augment.resized_crop=[1]"], "resized_crop"),
-    (["+data.augment.nope=1"], "nope"),
-    (["+data.nope=1"], "nope"),
-    (["data.num_classes=3"], "labels outside 0..2"),
-    (["data=folder"], "needs a path"),
-    (["data=folder", "data.path=no/such/folder"], "no/such/folder"),
-    (["resume=no/such/run"], "no/such/run"),
-    (["init_from=no/such/run"], "no/such/run"),
-]
-
-
-@pytest.mark.parametrize(("overrides", "expected"), BAD_OVERRIDES, ids=lambda value: str(value)[:40])
-def test_bad_overrides(capsys, tmp_path, monkeypatch, overrides, expected):
-    monkeypatch.chdir(tmp_path)
-    assert expected in refusal(capsys, ["train", *QUICK, "output=run", *overrides])
-    assert contents(tmp_path) == {}
-
-
-def test_a_model_that_does_not_fit_the_images(capsys, tmp_path):
-    small = ["train", "model=lenet5", "data=digits", f"output={tmp_path}/run"]
-    assert "16×16" in refusal(capsys, small)
-    assert "rejects images of shape [1, 8, 8]" in refusal(capsys, [*small, "model.image_size=28"])
-    assert contents(tmp_path) == {}
-
-
-def test_a_model_of_the_users_own(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("mine_own.py").write_text(
-        "import torch\nclass Net(torch.nn.Sequential):\n    def __init__(self, num_classes):\n"
-        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(),\n"
-        "                         torch.nn.Linear(16, num_classes))\n"
-        "class Lone(torch.nn.Sequential):\n    def __init__(self):\n"
-        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
-    )
-    own = [*QUICK, "model.width=null", "model._target_=mine_own.Net"]
-    assert main(["train", *own, "output=run"]) == 0
-    assert json.loads(Path("run/result.json").read_text())["dense_params"] == 64 * 16 + 16 + 16 * 10 + 10
-    lone = ["train", *own, "model._target_=mine_own.Lone", "output=other"]
-    assert "no unit that could be removed" in refusal(capsys, lone)  # one layer from input to output: no prunable unit
-    assert not Path("other").exists()
-    Path("broken.py").write_text("import no_such_module\n")
-    assert "no_such_module" in refusal(capsys, ["train", *own, "model._target_=broken.Net", "output=other"])
-
-
-def test_an_occupied_folder_is_left_alone_unless_told(capsys, tmp_path, gated):
-    before = contents(gated)
-    assert "overwrite=true" in refusal(capsys, ["train", *QUICK, f"output={gated}"])
-    assert contents(gated) == before
-    # An error found before the run begins leaves the old run whole even with overwrite=true.
-    refusal(capsys, ["train", *QUICK, f"output={gated}", "overwrite=true", "model.num_classes=3"])
-    assert contents(gated) == before
-    other = tmp_path / "run"
-    assert main(["train", *QUICK, f"output={other}"]) == 0
-    (other / "notes.txt").write_text("mine")
-    assert main(["train", *QUICK, f"output={other}", "overwrite=true", "gate=none", "data.limit=64"]) == 0
-    assert (other / "notes.txt").read_text() == "mine"
-    assert not (other / "compact.safetensors").exists()  # of the run that was replaced
-    assert len(list(other.glob("events.*"))) == 1
-    refusal(capsys, ["train", f"resume={other}", "overwrite=true"])
-
-
-def test_an_output_that_cannot_be_a_folder(capsys, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    assert "is a file" in refusal(capsys, ["train", *QUICK, f"output={file}"])
-    assert str(file) in refusal(capsys, ["train", *QUICK, f"output={file}/run"])
-    assert file.read_text() == "mine"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_unwritable_folder(capsys, tmp_path):
-    tmp_path.chmod(0o500)
-    assert str(tmp_path) in refusal(capsys, ["train", *QUICK, f"output={tmp_path}/run"])
-
-
-def test_a_full_disk(capsys, tmp_path, monkeypatch):
-    # What the system says of a file that may not grow is what it says of a disk that is full, by another number.
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        assert main(["train", *QUICK, f"output={tmp_path}/run"]) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "best.ckpt" in capsys.readouterr().err
-    left = contents(tmp_path / "run")
-    assert "config.yaml" in left and not any(name.endswith((".ckpt", ".tmp")) for name in left)
-
-
-def test_eval_agrees_with_the_result(capsys, gated):
-    result = json.loads((gated / "result.json").read_text())
-    before = contents(gated)
-    for which, expected in (("last", result), ("best", result["best"])):
-        assert main(["eval", str(gated), f"which={which}"]) == 0
-        out = capsys.readouterr().out
-        assert (
-            f"validation accuracy {expected['val_accuracy']:.2%}, test accuracy {expected['test_accuracy']:.2%}" in out
-        )
-        assert f"parameters {expected['params']:,}" in out
-    assert contents(gated) == before
-
-
-def test_compact_writes_the_same_network_again(capsys, gated):
-    network = gated / "compact.safetensors"
-    before = network.read_bytes()
-    assert main(["compact", str(gated)]) == 0
-    out = capsys.readouterr().out
-    assert f"wrote {network}: {len(before):,} bytes; dense tensors take " in out and "stem.conv" in out
-    assert network.read_bytes() == before
-    assert main(["compact", str(gated), "which=best"]) == 0
-    assert (gated / "compact-best.safetensors").is_file()
-
-
-def test_compacting_a_run_without_gates_writes_its_network(capsys, dense):
-    assert main(["compact", str(dense)]) == 0
-    assert "without gates: nothing to remove" in capsys.readouterr().out
-    network = zerogate.load(dense / "compact.safetensors", lambda: zerogate.models.convnet(width=4))
-    trained = torch.load(dense / "last.ckpt", weights_only=True)["state_dict"]
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, trained[f"model.{name}"])
-
-
-def test_bad_arguments_of_eval_and_compact(capsys, tmp_path, gated, dense):
-    for command in ("eval", "compact"):
-        assert "0" in refusal(capsys, [command])
-        assert "2" in refusal(capsys, [command, str(gated), str(dense)])
-        assert "holds no run" in refusal(capsys, [command, str(tmp_path)])
-        assert "last or best" in refusal(capsys, [command, str(gated), "which=first"])
-        assert "no key 'data.nope'" in refusal(capsys, [command, str(gated), "data.nope=1"])
-        assert "another model" in refusal(capsys, [command, str(gated), "model.width=5"])
-
-
-def test_damaged_runs(capsys, tmp_path, gated):
-    run = tmp_path / "run"
-    run.mkdir()
-    for path in gated.glob("*.*"):
-        (run / path.name).write_bytes(path.read_bytes())
-    whole = (run / "last.ckpt").read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
-        (run / "last.ckpt").write_bytes(damaged)
-        before = contents(run)
-        for arguments in (["eval", str(run)], ["train", f"resume={run}"], ["compact", str(run)]):
-            assert "last.ckpt" in refusal(capsys, arguments)
-        assert "last.ckpt" in refusal(capsys, ["train", *QUICK, f"output={tmp_path}/new", f"init_from={run}"])
-        assert contents(run) == before and not (tmp_path / "new").exists()
-    (run / "last.ckpt").unlink()
-    assert "last.ckpt" in refusal(capsys, ["eval", str(run)])
-    assert "last.ckpt" in refusal(capsys, ["train", f"resume={run}"])
-    (run / "last.ckpt").write_bytes(whole)
-    (run / "config.yaml").write_text("{a: [")
-    assert "config.yaml" in refusal(capsys, ["eval", str(run)])
-
-
-def test_a_checkpoint_without_gates_where_gates_are_asked_for(capsys, tmp_path, gated, dense):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_bytes((gated / "config.yaml").read_bytes())
-    (run / "last.ckpt").write_bytes((dense / "last.ckpt").read_bytes())
-    for arguments in (["eval", str(run)], ["compact", str(run)], ["train", f"resume={run}"]):
-        assert "has no gates" in refusal(capsys, arguments)
-    (run / "config.yaml").write_bytes((dense / "config.yaml").read_bytes())
-    (run / "last.ckpt").write_bytes((gated / "last.ckpt").read_bytes())
-    assert "has gates" in refusal(capsys, ["eval", str(run)])
-
-
-def test_resume_refuses_what_would_change_the_run(capsys, gated):
-    before = contents(gated)
-    for override, key in (
-        ("optimizer.lr=0.5", "optimizer.lr=0.5"),
-        ("gate=soft_mask", "gate._target_"),
-        ("experiment=digits_cs", "gate._target_"),
-        ("data.limit=64", "data.limit=64"),
-        ("seed=1", "seed=1"),
-    ):
-        assert key in refusal(capsys, ["train", f"resume={gated}", override])
-    assert contents(gated) == before
-    assert main(["train", f"resume={gated}", *QUICK, f"output={gated}", "trainer.progress=none"]) == 0
-    assert "is finished" in capsys.readouterr().out
-    assert contents(gated) == before
-
-
-def test_resume_takes_keys_that_only_the_run_has(capsys, tmp_path):
-    """Where its data lie now, and its own command line once more."""
-    make_folder(tmp_path / "here")
-    command = ["data=folder", f"data.path={tmp_path}/here", "model=convnet", "model.width=4", "trainer.max_epochs=1",
-               "+optimizer.amsgrad=false", "scheduler=none", f"output={tmp_path}/run", "trainer.progress=none"]  # fmt: skip
-    assert main(["train", *command]) == 0
-    before = contents(tmp_path / "run")
-    (tmp_path / "here").rename(tmp_path / "there")
-    (tmp_path / "run/result.json").unlink()
-    assert main(["train", f"resume={tmp_path}/run", f"data.path={tmp_path}/there"]) == 0
-    assert (tmp_path / "run/result.json").is_file()
-    capsys.readouterr()
-    (tmp_path / "there").rename(tmp_path / "here")
-    assert main(["train", *command, f"resume={tmp_path}/run/last.ckpt"]) == 0
-    assert "is finished" in capsys.readouterr().out
-    changed = {name for name, content in contents(tmp_path / "run").items() if before.get(name) != content}
-    assert not changed - {"config.yaml", "result.json"}
-
-
-def test_a_diverging_loss_names_its_step_and_keeps_the_checkpoint(capsys, tmp_path, monkeypatch):
-    from zerogate.training.classifier import Classifier
-
-    step = Classifier.training_step
-
-    def poisoned(self, batch, batch_idx):
-        if self.global_step == 4:  # the third step of the second epoch
-            with torch.no_grad():
-                next(self.model.parameters()).fill_(float("nan"))
-        return step(self, batch, batch_idx)
-
-    run = tmp_path / "run"
-    monkeypatch.setattr(Classifier, "training_step", poisoned)
-    assert main(["train", *QUICK, "trainer.max_epochs=3", f"output={run}"]) == 2
-    error = capsys.readouterr().err
-    assert "nan at step 5 (epoch 3)" in error and "last.ckpt" in error and error.count("\n") == 1
-    monkeypatch.undo()
-    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 4
-    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if torch.is_tensor(value))
-    assert main(["eval", str(run)]) == 0
-    assert main(["train", *QUICK, "optimizer.lr=1e30", f"output={tmp_path}/other"]) == 2
-    assert "step 2 (epoch 1)" in (error := capsys.readouterr().err) and "no checkpoint" in error
-
-
-def test_help(capsys):
-    for arguments in ([], ["--help"], ["eval", "--help"]):
-        assert main(arguments) == 0
-        assert "zerogate train" in capsys.readouterr().out
-    assert main(["train", "--help"]) == 0
-    out = capsys.readouterr().out
-    for group in ("model", "data", "gate", "objective", "optimizer", "scheduler", "trainer", "experiment"):
-        options = sorted(path.stem for path in (cli.CONFIGS / group).glob("*.yaml"))
-        assert f"  {group} (default" in out and ", ".join(options) in out
-    from zerogate.training.config.compose import compose, leaves
-
-    keys = leaves(compose([]))
-    keys.pop("overrides")
-    keys.pop("scheduler._target_")
-    keys.pop("gate_scheduler._target_")
-    assert all(f"  {key}=" in out for key in keys)
-    assert "unknown command 'tain'" in refusal(capsys, ["tain"])
+from command_lines import refusal
+from zerogate.cli.main import EXTRA_MODULES, main
+from zerogate.training.interruption import StoppedError
 
 
 def test_debug_shows_where_it_came_from(capsys, monkeypatch):
@@ -340,9 +16,48 @@ def test_debug_shows_where_it_came_from(capsys, monkeypatch):
     assert "Traceback" in (error := capsys.readouterr().err) and error.splitlines()[-1].startswith("zerogate: error: ")
 
 
-def test_help_loads_no_lightning_and_a_module_is_a_command():
-    code = "import sys; from zerogate.cli.main import main; main(['train', '--help']); print('hydra' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n") and "GROUP=OPTION" in done.stdout
-    done = subprocess.run([sys.executable, "-m", "zerogate", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("zerogate ")
+@pytest.mark.parametrize("signum", [2, 15])
+def test_a_stopped_run_says_how_to_continue(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, signum: int
+) -> None:
+    def stopped(config: object) -> None:
+        raise StoppedError(signum, "outputs/mine")
+
+    monkeypatch.setattr("zerogate.training.train.train", stopped)
+    assert main(["train"]) == 128 + signum
+    name = {2: "SIGINT", 15: "SIGTERM"}[signum]
+    assert capsys.readouterr().out == f"stopped by {name}; continue with: zerogate train resume=outputs/mine\n"
+
+
+def test_a_package_that_is_missing_names_the_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(config: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard.compat")
+
+    monkeypatch.setattr("zerogate.training.train.train", missing)
+    assert "tensorboard.compat is not installed; pip install 'zerogate[train]'" in refusal(capsys, ["train"])
+
+
+def test_a_module_of_the_users_that_is_missing_is_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(config: object) -> None:
+        raise ModuleNotFoundError("No module named 'mine'", name="mine")
+
+    monkeypatch.setattr("zerogate.training.train.train", missing)
+    with pytest.raises(ModuleNotFoundError):
+        main(["train"])
+
+
+def test_the_modules_of_the_extra_are_those_of_the_metadata() -> None:
+    required = {
+        re.split(r"[^\w.-]", text)[0].lower().replace("_", "-")
+        for text in importlib.metadata.requires("zerogate") or []
+        if re.search(r"extra == ['\"](train|demo)['\"]", text)
+    } - {"zerogate", "pillow"}  # pillow is imported by zerogate.data alone, which says itself what is missing
+    provided = importlib.metadata.packages_distributions()
+    modules = {
+        module for module, names in provided.items() if {name.lower().replace("_", "-") for name in names} & required
+    }
+    assert set(EXTRA_MODULES) - {"omegaconf"} <= modules  # omegaconf comes with hydra-core
+    covered = {name.lower().replace("_", "-") for module in EXTRA_MODULES for name in provided[module]}
+    assert required <= covered

@@ -246,7 +246,7 @@ def test_a_failed_write_leaves_nothing_behind(
     storage = pytest.importorskip("safetensors.torch")
     make_parquet(tmp_path)
 
-    def full_disk(tensors: Any, file: str, metadata: Any = None) -> None:
+    def full_disk(tensors: Any, file: Path, metadata: Any = None) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

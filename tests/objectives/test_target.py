@@ -23,7 +23,8 @@ from zerogate.cli.main import main
 from zerogate.cost.model import Cost, CostModel
 from zerogate.objectives.target import MARGIN, REACH
 from zerogate.training.classifier import Classifier
-from zerogate.training.train import compose, train
+from zerogate.training.config.compose import compose
+from zerogate.training.train import train
 
 
 class Plain(CostModel):

@@ -16,11 +16,13 @@ from omegaconf import OmegaConf
 import zerogate as zg
 from run_folders import differences
 from zerogate.cli.main import main
-from zerogate.training import build as building
+from zerogate.training import build
 from zerogate.training.callbacks.files import COLUMNS
+from zerogate.training.checkpoints import load_checkpoint
 from zerogate.training.classifier import Classifier
-from zerogate.training.run_folder import load_checkpoint
-from zerogate.training.train import compose, evaluate_run, train
+from zerogate.training.config.compose import compose
+from zerogate.training.evaluate import evaluate_run
+from zerogate.training.train import train
 
 # Four steps an epoch, three epochs; every source of randomness in use.
 SMALL = [
@@ -230,7 +232,7 @@ def test_a_run_by_python_learns_and_its_network_is_the_file(tmp_path):
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
     small = zg.load(tmp_path / "run" / "compact.safetensors", lambda: zg.models.convnet(in_channels=1, width=16))
     assert sum(parameter.numel() for parameter in small.parameters()) == result["params"]
-    batches = building.load_batches(config, building.load_data(config), torch.device("cpu"))
+    batches = build.load_batches(config, build.load_data(config), torch.device("cpu"))
     images, labels = next(iter(batches.test))
     assert not small.training
     correct = (small(images).argmax(1) == labels).double().mean()
@@ -250,8 +252,8 @@ def test_init_from_takes_weights_not_gates(tmp_path, whole):
     recipe = ["experiment=digits", *SMALL, "gate.droprate_init=0.05", "trainer.progress=none"]
     for source in (whole("dense"), whole("dense") / "last.ckpt", whole("hard_concrete")):
         config = compose([*recipe, f"init_from={source}"])
-        batches = building.load_batches(config, building.load_data(config), torch.device("cpu"))
-        module = building.make_classifier(config, batches, torch.device("cpu"))
+        batches = build.load_batches(config, build.load_data(config), torch.device("cpu"))
+        module = build.make_classifier(config, batches, torch.device("cpu"))
         wanted = load_checkpoint(whole("hard_concrete") / "last.ckpt")["state_dict"] if "hard" in str(source) else dense
         for name, value in module.model.state_dict().items():
             assert torch.equal(value, wanted[f"model.{name}"])
@@ -267,42 +269,9 @@ def test_init_from_takes_weights_not_gates(tmp_path, whole):
     assert main(["train", f"resume={tmp_path}/run"]) == 0
 
 
-def test_a_plain_state_dict_can_be_started_from(tmp_path):
-    torch.manual_seed(3)
-    model = zg.models.convnet(in_channels=1, width=4)
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    config = compose(["experiment=digits_dense", "model.width=4", f"init_from={tmp_path}/weights.pt"])
-    batches = building.load_batches(config, building.load_data(config), torch.device("cpu"))
-    module = building.make_classifier(config, batches, torch.device("cpu"))
-    for name, value in module.model.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name])
-
-
-def test_the_optimizer_gives_gates_their_own_rate_and_no_decay(tmp_path):
-    config = compose(["experiment=digits", "optimizer.weight_decay=0.1", "gate_lr=0.7"])
-    batches = building.load_batches(config, building.load_data(config), torch.device("cpu"))
-    module = building.make_classifier(config, batches, torch.device("cpu"))
-    weights, gates = module.configure_optimizers()[0][0].param_groups
-    assert (weights["name"], weights["lr"], weights["weight_decay"]) == ("weights", 0.003, 0.1)
-    assert (gates["name"], gates["lr"], gates["weight_decay"]) == ("gates", 0.7, 0.0)
-    assert gates["params"][0] is module.sparse.logits
-    assert module.model.stem.conv.weight.is_contiguous(memory_format=torch.channels_last)
-    assert {key.split(".")[0] for key in module.state_dict()} == {"model", "sparse", "train_scores", "val_scores"}
-
-
 def test_evaluation_uses_the_deployed_mask(whole):
     run = whole("hard_concrete")
     first, second = evaluate_run(run), evaluate_run(run)
     assert first == second  # no draws
     result = json.loads((run / "result.json").read_text())
     assert (first["val_accuracy"], first["test_accuracy"]) == (result["val_accuracy"], result["test_accuracy"])
-
-
-@pytest.mark.parametrize("width", [60, 80, 140])
-def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch, tmp_path, width):
-    monkeypatch.setenv("COLUMNS", str(width))
-    assert main(["train", "experiment=digits", *SMALL, "trainer.progress=bar", f"output={tmp_path}/run"]) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if " left" in line)
-    assert len(line) <= width and "…" not in line
-    shown = ["12/12", "train ", "val ", "params ", "0:00 left"] + ["epoch 3/3", "images/s", "macs "] * (width > 100)
-    assert all(part in line for part in shown)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from report_samples import Recurrent, closed, odd, shown
-from zerogate.cli import main as cli
+from zerogate.cli.output import print_report
 
 
 def test_rich_shows_both_tables() -> None:
@@ -31,14 +31,14 @@ def test_rich_shows_both_tables() -> None:
 
 def test_the_command_prints_tables_into_a_terminal_only(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
-    cli._print_report(odd())
+    print_report(odd())
     assert capsys.readouterr().out.strip() == str(odd())
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
-    cli._print_report(odd())
+    print_report(odd())
     assert "made by" in capsys.readouterr().out
-    cli._print_report("[b]trained without gates")
+    print_report("[b]trained without gates")
     assert capsys.readouterr().out == "[b]trained without gates\n"
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    cli._print_report(odd())
+    print_report(odd())
     assert capsys.readouterr().out.strip() == str(odd())

@@ -175,7 +175,7 @@ def test_dense_is_one_for_all_densities() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["compare.kinds=[cs,nope]"], "unknown ticket 'nope'; choose one of cs"),
+        (["compare.kinds=[cs,nope]"], "unknown ticket 'nope'; choose one of continuous_sparsification, cs"),
         (["compare.kinds=[]"], "compare.kinds=[]"),
         (["compare.densities=[0.5,0]"], "compare.densities=[0.5, 0]"),
         (["compare.seeds=0"], "compare.seeds=0"),

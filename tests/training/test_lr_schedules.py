@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -42,11 +44,11 @@ def test_shares_that_are_none_are_refused(share: Any) -> None:
 
 
 def test_groups_have_schedules_of_their_own_that_resume() -> None:
-    def make(which: torch.optim.Optimizer) -> list[rates.Apart]:
-        return [rates.Apart(which, "weights", lambda o: rates.drops(o, [0.3, 0.6], 6)),
-                rates.Apart(which, "gates", lambda o: CosineAnnealingLR(o, 6))]  # fmt: skip
+    def make(which: torch.optim.Optimizer) -> list[rates.GroupSchedule]:
+        return [rates.GroupSchedule(which, "weights", lambda o: rates.drops(o, [0.3, 0.6], 6)),
+                rates.GroupSchedule(which, "gates", lambda o: CosineAnnealingLR(o, 6))]  # fmt: skip
 
-    def steps(which: torch.optim.Optimizer, schedules: list[rates.Apart], count: int) -> list[list[float]]:
+    def steps(which: torch.optim.Optimizer, schedules: list[rates.GroupSchedule], count: int) -> list[list[float]]:
         found = []
         for _ in range(count):
             which.step()
@@ -75,3 +77,25 @@ def test_groups_have_schedules_of_their_own_that_resume() -> None:
     for new, old in zip(resumed, schedules, strict=True):
         new.load_state_dict(old.state_dict())
     assert steps(again, resumed, 3) == wanted[3:]
+
+
+def test_schedules_need_torch_alone() -> None:
+    code = (
+        "import sys, zerogate, torch.optim.lr_scheduler; old = set(sys.modules);"
+        "import zerogate.training.lr_schedules; print(*sorted(set(sys.modules) - old))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"zerogate.training", "zerogate.training.lr_schedules", "zerogate.checks"}
+
+
+def test_a_view_of_one_group_takes_no_steps() -> None:
+    seen: list[torch.optim.Optimizer] = []
+
+    def make(view: torch.optim.Optimizer) -> MultiStepLR:
+        seen.append(view)
+        return MultiStepLR(view, [2])
+
+    rates.GroupSchedule(optimizer(), "gates", make)
+    assert [group["name"] for group in seen[0].param_groups] == ["gates"]
+    with pytest.raises(NotImplementedError, match="the whole optimizer takes the steps"):
+        seen[0].step()

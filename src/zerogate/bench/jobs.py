@@ -15,11 +15,9 @@ from zerogate.bench.table import REFERENCE, Plain, Row, Table
 from zerogate.errors import ConfigError
 from zerogate.training.config import compose as config_files
 from zerogate.training.config import moved
+from zerogate.training.config.keys import RECORD_NEUTRAL_KEYS
 
-NEUTRAL_KEYS = (*config_files.NEUTRAL["tickets"], "name", "trainer.accelerator")
-"""Keys of a configuration that decide no result: what a resumed search may change, and what the run is called and on which
-device it is computed."""
-PATHS = (*NEUTRAL_KEYS, "init_from", "model.source")
+PATHS = (*RECORD_NEUTRAL_KEYS, "init_from", "model.source")
 """What a record leaves out of the configuration: it means something on one machine only."""
 EPOCHS = ("trainer.max_epochs", "scheduler.milestones", "search.length", "search.final_length", "search.rewind")
 """Keys that are numbers of epochs, or times such as 4ep, which a budget shortens."""
@@ -133,7 +131,7 @@ def _job(table: Table, row: Row, seed: int, request: _Request, needs: tuple[Job,
     if row.kind != "latency":
         overrides, config = _configured(row.kind, overrides, request.budget)
         config |= {"seed": seed}
-    config = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
+    config = {key: value for key, value in config.items() if key not in RECORD_NEUTRAL_KEYS}
     # In the names by which records know it: a configuration that names a public path hashes as one of before did.
     identity = {
         "table": table.name, "row": row.id, "kind": row.kind, "seed": seed, "budget": request.budget,

@@ -17,8 +17,9 @@ from zerogate.bench.jobs import PATHS, compose
 from zerogate.bench.records import curve_of
 from zerogate.bench.table import Plain
 from zerogate.cost import stopwatch
-from zerogate.training.build import dense_cost, load_data
+from zerogate.training.build import load_data
 from zerogate.training.config.compose import leaves, load
+from zerogate.training.costs import dense_cost
 from zerogate.training.run_folder import Run
 from zerogate.training.ticket_search import search
 from zerogate.training.train import train

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import hydra
@@ -15,9 +14,11 @@ from zerogate.data import ImageData
 from zerogate.errors import ZerogateError
 from zerogate.models.layers import init_kaiming
 from zerogate.modules.internals import BATCH_NORM, CONVOLUTION
-from zerogate.training.build import make_model
+from zerogate.training.build import make_model, model_facts
+from zerogate.training.checkpoints import load_weights
 from zerogate.training.config.compose import load
-from zerogate.training.run_folder import Run, load_weights
+from zerogate.training.instantiate import parameters_of
+from zerogate.training.run_folder import Run
 
 Widths = dict[str, list[int]]
 """[inputs, outputs] of every convolution and linear layer, by its name."""
@@ -25,10 +26,9 @@ Widths = dict[str, list[int]]
 
 def dense_network(config: DictConfig, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """The untrained model of a configuration, which for a baseline is the one that it narrows."""
-    facts: dict[str, object] = {"num_classes": num_classes, "in_channels": shape[0], "image_size": shape[1]}
-    facts["in_features"] = shape[0] * shape[1] * shape[2]
     factory: Callable[..., nn.Module] = hydra.utils.get_object(config.model.get("network") or config.model._target_)
-    taken = inspect.signature(factory).parameters
+    taken = parameters_of(factory)
+    facts = model_facts(shape, num_classes)
     own = {str(k): v for k, v in config.model.items() if k in taken and v is not None}
     return factory(**{key: value for key, value in facts.items() if key in taken} | own)
 

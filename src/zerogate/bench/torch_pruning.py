@@ -21,10 +21,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from zerogate.errors import ConfigError
 from zerogate.modules.internals import CONVOLUTION
-from zerogate.training.run_folder import load_weights
+from zerogate.training.checkpoints import load_weights
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
+FOLDER = str(Path(sys.prefix) / "zoo")
+"""Where `make zoo` installs torch-pruning, apart from the environment."""
 STEPS = 400
 """In how many steps a network is pruned, each of which removes the same share of all channels."""
 
@@ -35,10 +37,9 @@ def library() -> ModuleType:
     Raises:
         ConfigError: it is in neither.
     """
-    folder = str(Path(sys.prefix) / "zoo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sys.path.append(folder)
+        sys.path.append(FOLDER)
         try:
             return importlib.import_module("torch_pruning")
         except ModuleNotFoundError as error:
@@ -47,7 +48,7 @@ def library() -> ModuleType:
                 "`pip install torch-pruning`"
             ) from error
         finally:
-            sys.path.remove(folder)
+            sys.path.remove(FOLDER)
 
 
 def _pruner(tp: ModuleType, model: nn.Module, example: torch.Tensor, **options: object) -> Any:

@@ -89,6 +89,7 @@ class JobTask(Task):
                 clock.stop()
 
     def _record(self, clock: Clock) -> None:
+        from zerogate.bench import torch_pruning
         from zerogate.bench.kinds import Work, carry_out  # here, since it imports what only a run needs
 
         job = self.job
@@ -97,7 +98,9 @@ class JobTask(Task):
         figures = {need.row.id: recorded[need.digest]["figures"] for need in job.needs if need.digest in recorded}
 
         packages = ("pytorch-lightning", "torch-pruning")[: 2 if job.row.kind == "torch_pruning" else 1]
-        origin = provenance.origin(*packages)  # now: the source may change while the run goes on
+        origin = provenance.origin(
+            *packages, folders=[torch_pruning.FOLDER]
+        )  # now: the source may change while the run goes on
         done = carry_out(
             Work(
                 kind=job.row.kind, seed=job.seed,

@@ -1,18 +1,19 @@
 """Epochs of batches whose every random choice follows from (seed, epoch, batch), so that a run can stop anywhere."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from zerogate.checks import is_whole
 from zerogate.data.augment import normalize
 from zerogate.data.loading import Split
+from zerogate.data.seeds import seed_of
 from zerogate.errors import DataError
 
 
 class Batches:
-    """One epoch per iteration: pairs of float32 [B, C, H, W] images, normalised and augmented, and int64 [B] labels.
+    """Iterates over one epoch at a time: float32 images [B, C, H, W], normalised and augmented, and int64 labels [B].
 
     Order and augmentation depend on `seed`, the epoch and the batch's number only, on every device. After an iteration
     left early the next one starts the same epoch again, unless `load_state_dict` says where to go on.
@@ -41,7 +42,7 @@ class Batches:
         seed: int = 0,
         channels_last: bool = True,
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not is_whole(batch_size):
             raise DataError(f"batch_size is {batch_size!r}; give a whole number of at least 1")
         if len(split) == 0:
             raise DataError("the split holds no images; there is nothing to iterate over")
@@ -113,7 +114,7 @@ class Batches:
     def _order(self, epoch: int) -> Tensor | None:
         if not self.shuffle:
             return None
-        generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, bits=63))
         return torch.randperm(len(self._labels), generator=generator).to(self.device)
 
     def _make(self, order: Tensor | None, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
@@ -121,12 +122,6 @@ class Batches:
         chosen = place if order is None else order[place]
         x = normalize(self._images[chosen], self.mean, self.std)
         if self.augment is not None:
-            x = self.augment(x, torch.Generator().manual_seed(_seed_of(self.seed, epoch, batch)))
+            x = self.augment(x, torch.Generator().manual_seed(seed_of(self.seed, epoch, batch, bits=63)))
         # Converted last: augmenting three interleaved channels takes twice as long as augmenting planes.
         return x.contiguous(memory_format=self._format), self._labels[chosen]
-
-
-def _seed_of(*numbers: int) -> int:
-    """A 63-bit seed, well mixed, from a few integers: neighbouring epochs and batches share nothing."""
-    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.data.sources import RawSplit, Source, require
+from zerogate.data.encoded import RawSplit, Source, require
 from zerogate.errors import DataError, class_and_line
 from zerogate.files import write
+from zerogate.modules.run import usable_cores
 
 logger = logging.getLogger("zerogate")
 
 FORMAT = 1  # part of the cache key: raise it when the same files would decode differently
 CHUNK = 256  # images per task of the pool
+MAX_THREADS = 16  # of the pool
 GREY_MODES = ("L", "1")
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits; Pillow would clip, not scale, them
 
@@ -37,7 +39,7 @@ class Decoded:
 
 
 def decode_cached(name: str, source: Source, cache_dir: str | Path | None) -> Decoded:
-    """The decoded data set, from the cache where it holds this version of the files, else decoded and cached.
+    """The decoded data set: read from the cache if that holds this version of the files, else decoded and cached.
 
     Raises:
         DataError: a file cannot be read, an image cannot be decoded, or the images are not all of one size.
@@ -118,12 +120,11 @@ def _decode_into(pillow: Any, raw: dict[str, RawSplit], out: dict[str, Tensor], 
         split, start = task
         _decode_chunk(pillow, raw[split], out[split], start, guess, first)
 
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Pillow warns of palettes and odd metadata, image by image; what cannot be decoded raises instead. The filter is
     # set here, around the pool, because it is one for all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pool = ThreadPoolExecutor(min(workers, 16), thread_name_prefix="zerogate-decode")
+        pool = ThreadPoolExecutor(min(usable_cores(), MAX_THREADS), thread_name_prefix="zerogate-decode")
         try:
             for _ in pool.map(work, tasks):
                 pass
@@ -153,7 +154,7 @@ def _decode_chunk(pillow: Any, part: RawSplit, out: Tensor, start: int, guess: s
 
 
 def _open(pillow: Any, part: RawSplit, index: int, guess: str | None = None) -> Any:
-    """The image, not decoded yet. Trying the format of the first image before all others halves the time."""
+    """Opens an image without decoding it. `guess` is a format to try before all others, which halves the time."""
     item = part.items[index]
     try:
         file = io.BytesIO(item if isinstance(item, bytes) else item.read_bytes())
@@ -184,7 +185,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write_cache(file: Path, decoded: Decoded) -> None:
-    """Writes the decoded data set; without a writable folder the run goes on, only slower the next time."""
+    """Writes the cache, whole or not at all; if that fails, the run goes on, slower the next time."""
     safetensors = require("safetensors.torch")
     tensors = {f"{split}.images": t for split, t in decoded.images.items()}
     tensors |= {f"{split}.labels": t for split, t in decoded.labels.items()}
@@ -195,7 +196,7 @@ def _write_cache(file: Path, decoded: Decoded) -> None:
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, lambda temporary: safetensors.save_file(tensors, temporary, metadata=metadata))
+        write(file, lambda path: safetensors.save_file(tensors, path, metadata=metadata))
     except Exception as error:  # safetensors reports a full disk by its own class
         logger.warning("decoded images are not cached in %s (%s)", file.parent, class_and_line(error))
 

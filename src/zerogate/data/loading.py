@@ -6,26 +6,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zerogate.checks import is_whole
 from zerogate.data.decoding import Decoded, channel_statistics, decode_cached
-from zerogate.data.sources import open_folder, open_hub, require
+from zerogate.data.encoded import require
+from zerogate.data.sources import open_folder, open_hub
 from zerogate.errors import DataError
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A data set known by name: where the hub has it, its classes, and how many images validate by default."""
+class _HubData:
+    """A data set of the hub that is known by a short name."""
 
-    hub: str
+    name: str
+    """Its name on the hub."""
     num_classes: int
     validation: int = 5000
+    """How many training images validate by default."""
     label_columns: tuple[str, ...] = ("label", "labels")
+    """Names that its column of labels may have, the first that is there counts."""
 
 
 _HUB = {
-    "mnist": _Known("ylecun/mnist", 10),
-    "fashion_mnist": _Known("zalando-datasets/fashion_mnist", 10),
-    "cifar10": _Known("uoft-cs/cifar10", 10),
-    "cifar100": _Known("uoft-cs/cifar100", 100, label_columns=("fine_label", "label", "labels")),
+    "mnist": _HubData("ylecun/mnist", 10),
+    "fashion_mnist": _HubData("zalando-datasets/fashion_mnist", 10),
+    "cifar10": _HubData("uoft-cs/cifar10", 10),
+    "cifar100": _HubData("uoft-cs/cifar100", 100, label_columns=("fine_label", "label", "labels")),
 }
 DATASETS: tuple[str, ...] = ("digits", *_HUB, "folder")
 _FOLDER_LABELS = ("label", "labels", "fine_label")
@@ -34,7 +39,7 @@ _DIGITS_TEST_SEED = 1797  # fixed, so that a run from another seed's checkpoint 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] and labels int64 [N]."""
+    """One split in memory: images uint8 [N, C, H, W] and labels int64 [N]."""
 
     images: Tensor
     labels: Tensor
@@ -98,40 +103,50 @@ def load(
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}; known are {', '.join(DATASETS)} (folder: any path=DIR)")
     for option, value in (("validation", validation), ("num_classes", num_classes), ("limit", limit)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and not is_whole(value):
             raise DataError(f"{option} is {value!r}; give a whole number of at least 1, or leave it out")
-    known = _HUB.get(name)
-    if name == "digits":
-        if path is not None:
-            raise DataError(f"digits is embedded and takes no path, got {str(path)!r}; use name='folder' for a folder")
-        decoded, classes = _digits(), 10
-    else:
-        columns = known.label_columns if known else _FOLDER_LABELS
-        if path is not None:
-            source = open_folder(path, columns)
-        elif known:
-            source = open_hub(known.hub, columns)
-        else:
-            raise DataError("data set 'folder' needs a path; give it with path=DIR")
-        decoded = decode_cached(name, source, cache_dir)
-        classes = known.num_classes if known else 1 + max(int(labels.max()) for labels in decoded.labels.values())
-    classes = num_classes or classes
+    decoded, known_classes = _decoded(name, path, cache_dir)
+    classes = num_classes or known_classes
     for split, labels in decoded.labels.items():
         _check_labels(labels, classes, f"the {split} split of {name!r}")
-
     splits = {split: Split(images, decoded.labels[split]) for split, images in decoded.images.items()}
     if validation is not None or "validation" not in splits:
+        size = _default_validation(name, splits) if validation is None else validation
         whole = splits["train"]
-        total = sum(map(len, splits.values())) if name == "digits" else len(whole)
-        default = known.validation if known else max(1, round(total / 10))
-        size = default if validation is None else validation
-        kept, held_out = _validation_indices(whole.labels, size, classes, seed, stratified)
-        splits["train"], splits["validation"] = whole.select(kept), whole.select(held_out)
+        train, held_out = _validation_indices(whole.labels, size, classes, seed, stratified)
+        splits["train"], splits["validation"] = whole.select(train), whole.select(held_out)
     if limit is not None:
         for split, part in splits.items():
             order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
             splits[split] = part.select(order[:limit])
     return ImageData(name, splits["train"], splits["validation"], splits["test"], classes, decoded.mean, decoded.std)
+
+
+def _decoded(name: str, path: str | Path | None, cache_dir: str | Path | None) -> tuple[Decoded, int]:
+    """The decoded images of a data set, and the number of its classes."""
+    if name == "digits":
+        if path is not None:
+            raise DataError(f"digits is embedded and takes no path, got {str(path)!r}; use name='folder' for a folder")
+        return _digits(), 10
+    hub = _HUB.get(name)
+    columns = hub.label_columns if hub else _FOLDER_LABELS
+    if path is not None:
+        source = open_folder(path, columns)
+    elif hub:
+        source = open_hub(hub.name, columns)
+    else:
+        raise DataError("data set 'folder' needs a path; give it with path=DIR")
+    decoded = decode_cached(name, source, cache_dir)
+    classes = hub.num_classes if hub else 1 + max(int(labels.max()) for labels in decoded.labels.values())
+    return decoded, classes
+
+
+def _default_validation(name: str, splits: dict[str, Split]) -> int:
+    """How many training images a data set holds out for validation unless told otherwise."""
+    if name in _HUB:
+        return _HUB[name].validation
+    total = sum(map(len, splits.values())) if name == "digits" else len(splits["train"])
+    return max(1, round(total / 10))
 
 
 def _digits() -> Decoded:

@@ -21,11 +21,13 @@ from zerogate.sweeps.local import Processes, ThisProcess
 from zerogate.sweeps.summary import ComparisonFolder, read_result, summarise
 from zerogate.tickets.time import Time
 from zerogate.training import provenance
-from zerogate.training.callbacks.files import StoppedError
-from zerogate.training.config.compose import check, command_of, compose, load, resumed, time_of
-from zerogate.training.run_folder import Run
+from zerogate.training.config.checks import check, time_of
+from zerogate.training.config.compose import compose, load
+from zerogate.training.config.keys import command_of
+from zerogate.training.config.resume import check_resume, resumed
+from zerogate.training.interruption import StoppedError
+from zerogate.training.run_folder import Run, default_folder
 from zerogate.training.ticket_search import search
-from zerogate.training.train import default_folder
 
 OWN_KEYS = ("output", "resume", "overwrite", "seed", "trainer.progress")
 """Keys that a comparison gives each of its searches itself."""
@@ -105,12 +107,11 @@ def compare(config: DictConfig) -> dict[str, Any]:
 
 def open_or_resume(config: DictConfig) -> tuple[ComparisonFolder, DictConfig, list[str], bool]:
     """The folder, the configuration, the overrides that its searches share, and whether the comparison goes on."""
+    check_resume(config)
     if not config.resume:
         folder = ComparisonFolder(config.output or default_folder(config.name))
         folder.check_free(config.overwrite)
         return folder, config, list(config.overrides), False
-    if config.overwrite:
-        raise ConfigError("resume and overwrite=true contradict each other; give one of them")
     folder = ComparisonFolder(Run.of(config.resume).folder)
     stored = load(folder.config)
     command = command_of(stored)

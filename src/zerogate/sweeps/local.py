@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from zerogate.sweeps.engine import Ended, Report, Task
 from zerogate.sweeps.estimate import Paces, seconds_left
 from zerogate.sweeps.process import FAILED, TAKEN, Running, start
-from zerogate.training.callbacks.files import StoppedError
+from zerogate.training.interruption import StoppedError
 
 TICK = 0.2
 """Seconds between looks at tasks that other processes have taken; the end of a process is noticed at once."""

@@ -23,7 +23,7 @@ import torch
 
 from zerogate.errors import ZerogateError, class_and_line, one_line
 from zerogate.sweeps.engine import TakenError, Task
-from zerogate.training.callbacks.files import StoppedError
+from zerogate.training.interruption import StoppedError
 
 FAILED, TAKEN = 2, 75
 """Exit codes of a task's process: it says why in a line; another one is at it. 128 plus a signal's number: stopped by it."""

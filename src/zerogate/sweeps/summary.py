@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from zerogate.files import write
 from zerogate.report import figures
 from zerogate.report.text import markdown_table
+from zerogate.training.provenance import provenance_of
 from zerogate.training.run_folder import Run, write_csv, write_json
-from zerogate.training.train import said
 
 FIGURES = ("test_accuracy", "val_accuracy", "remaining", "params", "macs", "epochs", "history")
 """What compare.json repeats of each search."""
@@ -77,7 +77,7 @@ def summarise(
         each[name] = {key: result[key] for key in FIGURES}
     rows = [average(kind, density, results) for (kind, density), results in alike.items()]
     table = table_of(rows)
-    summary = {"name": config.name, "rows": rows, "searches": each, **said(config)}
+    summary = {"name": config.name, "rows": rows, "searches": each, **provenance_of(config)}
     write(folder.own["table.md"], (table + "\n").encode())
     write_csv(folder.own["table.csv"], [*Row.__annotations__], rows)
     write(folder.own["plot.svg"], figures.svg(figures.accuracy_against_remaining(rows)).encode())

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import zerogate as zg
+from command_lines import refusal
 from run_folders import differences
-from zerogate.cli import main as cli
 from zerogate.cli.main import main
+from zerogate.training.checkpoints import load_checkpoint
 from zerogate.training.classifier import Classifier
-from zerogate.training.run_folder import load_checkpoint
 
 # Four steps an epoch: rounds of 1 and of 1½ epochs, where they are cut inside one.
 SMALL = [
@@ -237,58 +237,6 @@ def test_the_dense_kind_is_a_run_of_train(tmp_path: Path) -> None:
         )
 
 
-# mistakes
-
-
-def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """The one line that the command says, having written nothing to stdout."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1 and err.startswith("zerogate: error: ")
-    return err
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["ticket=nope"], "unknown ticket 'nope'; choose one of cs"),
-        (["serach.rounds=1"], "no such key 'serach.rounds'; `zerogate tickets --help`"),
-        (["search.rounds=-1"], "search.rounds=-1"),
-        (["search.rounds=0"], "no round in which SoftMask"),
-        (["search.length=4x"], "search.length='4x'"),
-        (["search.length=0"], "search.length=0"),
-        (["search.rewind=9ep"], "behind the end of the first round"),
-        (["search.reset=none"], "paper or code"),
-        (["search.density=0"], "search.density=0"),
-        (["search.density=0.2", "objective.weight=3"], "leave out objective.weight=3"),
-        (["search.density=0.2", "gate.density=0.3", "ticket=imp"], "give one of them"),
-        (["ticket=imp"], "Magnitude takes a density or a Target"),
-        (["ticket=random"], "density"),
-        (["ticket=gradual", "search.density=0.2", "search.rounds=2", "gate.begin=2"], "begin"),
-        (["ticket=random", "search.density=0.2", "search.rounds=2"], "Random gates do not change"),
-        (["ticket=dense", "search.density=0.2"], "drop one"),
-        (["ticket=dense", "search.rounds=1"], "no gates to search with"),
-        (["ticket=small_dense", "search.density=0.001"], "too few for a small ConvNet"),
-        (["trainer.max_steps=5"], "search.length=1500it"),
-        (["resume=no/such/search"], "no/such/search"),
-        (["+search.only.cs=3"], "search.only"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_mistakes(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    overrides: list[str],
-    expected: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert expected in refusal(capsys, ["tickets", *SMALL, "output=out", *overrides])
-    assert not [*tmp_path.rglob("*")]
-
-
 def test_searches_and_runs_are_told_apart(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, whole: Callable[[str], Path]
 ) -> None:
@@ -328,17 +276,3 @@ def test_a_damaged_stage_is_named(
     assert "ticket/last.ckpt" in refusal(capsys, ["tickets", f"resume={out}"])
     shutil.copyfile(whole("small_dense") / "ticket" / "last.ckpt", checkpoint)
     assert "not the state of a ticket search" in refusal(capsys, ["tickets", f"resume={out}"])
-
-
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    from zerogate.training.config.compose import compose, leaves
-
-    for name in ("tickets", "compare"):
-        assert main([name, "--help"]) == 0
-        out = capsys.readouterr().out
-        assert f"zerogate {name} resume=OUT" in out
-        options = sorted(path.stem for path in (cli.CONFIGS / "ticket").glob("*.yaml"))
-        assert f"  ticket (default cs): {', '.join(options)}" in out
-        keys = leaves(compose([], name))
-        for key in keys.keys() - {"overrides", "scheduler._target_", "gate_scheduler._target_"}:
-            assert f"  {key}=" in out or key.startswith("gate."), key
