@@ -328,14 +328,14 @@ class Sparsified(nn.Module):
 
     def report(self) -> Report:
         """Every layer: kept, shrunk or refused, and why."""
-        single_weights = {p.weight: p.units for p in self.placements} if self.unit == "weight" else None
+        shapes_stay = not self._layout.unit.changes_shapes
         return make_report(
             GatedNetwork(
                 model=self.model,
                 structure=self.structure,
                 groups=self.groups,
                 unit=self.unit,
-                single_weights=single_weights,
+                single_weights={p.weight: p.units for p in self.placements} if shapes_stay else None,
                 kept=self.kept(),
                 cost=self.cost_model.exact(self.is_open()),
                 dense=self.dense_cost,

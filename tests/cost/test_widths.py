@@ -24,12 +24,6 @@ OPTIONS = [(1, 1), (2, 1), (3, 1), (1, 2), (1, 4), (2, 4), (3, 2), (4, 8), (9, 4
 options = pytest.mark.parametrize("m, r", OPTIONS)
 
 
-def count_with(sparse: zg.Sparsified, cost: ChannelCost) -> None:
-    """Has a handle count with another cost model, in its forward too."""
-    sparse.cost_model = cost
-    sparse._forward.layout = replace(sparse._forward.layout, cost=cost)
-
-
 def widened(sparse: zg.Sparsified, m: int, r: int) -> ChannelCost:
     shapes = {name: p.shape for name, p in sparse.model.named_parameters()}
     return ChannelCost(sparse.structure, shapes, m, r)
@@ -150,20 +144,17 @@ def test_cost_is_the_count_of_what_is_kept(seed: int, m: int, r: int) -> None:
     randomise(model, generator)
     x = torch.randn(2, 2, *[model.size] * model.nd, dtype=torch.float64)
     try:
-        sparse = zg.sparsify(model, x)
+        sparse = zg.sparsify(model, x, min_channels=m, round_to=r)
     except zg.WatchError:
         assume(False)
-    plain, cost = sparse.cost_model, widened(sparse, m, r)
+    plain, cost = widened(sparse, 1, 1), sparse.cost_model
     assert cost.dense == plain.dense
     for _ in range(2):
         close_randomly(sparse, generator)
         with torch.no_grad():
             sparse.logits += 0.1 * torch.rand(sparse.logits.shape, generator=generator)
         is_open, logits = sparse.is_open(), sparse.logits.detach()
-        count_with(sparse, plain)
-        fewest = sparse.kept()
-        count_with(sparse, cost)
-        kept = sparse.kept()
+        fewest, kept = plain.kept(is_open, logits), sparse.kept()
         for group in sparse.groups:
             here, ranked = kept[group.slice], logits[group.slice]
             used = fewest[group.slice] & is_open[group.slice]
@@ -183,8 +174,7 @@ def test_cost_is_the_count_of_what_is_kept(seed: int, m: int, r: int) -> None:
 
 @pytest.mark.parametrize("name", ["googlenet", "vgg16", "resnet20"])
 def test_widths_of_known_networks(name: str) -> None:
-    sparse = zg.sparsify(getattr(zg.models, name)(), torch.randn(2, 3, 32, 32))
-    count_with(sparse, widened(sparse, 4, 8))
+    sparse = zg.sparsify(getattr(zg.models, name)(), torch.randn(2, 3, 32, 32), min_channels=4, round_to=8)
     close_randomly(sparse, torch.Generator().manual_seed(1))
     small = sparse.compact()
     x = torch.randn(1, 3, 32, 32)
