@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from zerogate.groups.recording.meta_shapes import bind
+from zerogate.groups.ops import bind
 from zerogate.groups.recording.record import Step
 from zerogate.modules.index import modules_by_name, named_tensors, put
 from zerogate.modules.internals import (

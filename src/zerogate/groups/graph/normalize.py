@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from zerogate.groups.graph.graph_model import GraphModel, Program
 from zerogate.groups.graph.source_lines import places_of
-from zerogate.groups.recording.meta_shapes import bind
+from zerogate.groups.ops import Family, bind, spec_of
 from zerogate.modules.index import named_tensors
 from zerogate.modules.internals import (
     assert_in_graph,
@@ -255,14 +255,13 @@ class GraphNormalizer:
     def _made(self, node: fx.Node) -> fx.Node | None:
         """A tensor filled with one number, as one of fixed sizes that is expanded along those of the inputs; None for
         all else."""
-        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+        spec = spec_of(node.target)
         value: Any = node.meta.get("val")
-        place = 1 if name.startswith("new_") else 0
-        name = name.removeprefix("new_")
+        place = 1 if spec.name.startswith("new_") else 0
         args: Any = node.args
-        if not _is_followed(value) or name not in ("zeros", "ones", "full") or not isinstance(args[place], list):
+        if not _is_followed(value) or spec.fill is None or not isinstance(args[place], list):
             return None
-        fill = {"zeros": 0, "ones": 1}.get(name, args[-1])
+        fill = bind(node.target, args, {}).get(spec.fill) if isinstance(spec.fill, str) else spec.fill
         if not isinstance(fill, (int, float)):
             return None
         fixed = [n if isinstance(n, int) else 1 for n in value.shape]
@@ -277,8 +276,8 @@ class GraphNormalizer:
 
     def _cut(self, node: fx.Node) -> fx.Node | None:
         """Cuts among places whose number is fixed, with every size counted from the start."""
-        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
-        if name not in ("split", "chunk", "slice", "narrow", "unsafe_split", "unsafe_chunk"):
+        spec = spec_of(node.target)
+        if spec.family is not Family.SLICE or not (spec.equal_pieces or spec.start == "start"):
             return None
         given = bind(node.target, node.args, node.kwargs)
         x = given["self"].meta["val"]
@@ -287,10 +286,10 @@ class GraphNormalizer:
         if not isinstance(size, int):
             return None
         ops, whole = torch.ops.aten, self.new[given["self"]]
-        if name in ("split", "chunk", "unsafe_split", "unsafe_chunk"):
+        if spec.equal_pieces:
             pieces = [int(part.shape[dim]) for part in node.meta["val"]]
             return self._make(ops.split_with_sizes.default, whole, pieces, dim)
-        if name == "narrow":
+        if spec.name == "narrow":
             start, length = given["start"], given["length"]
             if not isinstance(start, int) or not isinstance(length, int):
                 return None

@@ -4,33 +4,22 @@ long."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zerogate.modules.internals import schema_of
+from zerogate.groups.ops import MetaShape, OpSpec
 
 Shape = tuple[int, ...]
 SHAPES: dict[str, Callable[..., Shape | None]] = {}
 """ATen op → the shape of its one result, from its arguments; None where the op itself must say (or complain)."""
 _META = torch.device("meta")
-_FORMATTED = set(
-    """batch_norm instance_norm group_norm conv1d conv2d conv3d cat adaptive_avg_pool2d upsample_bilinear2d
-    upsample_nearest2d upsample_bicubic2d""".split()
-)
-"""Ops whose result has the memory format of their first operand."""
-_AS_FIRST = set(
-    """relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus dropout
-    feature_dropout sqrt rsqrt square abs neg clamp clip exp log pow""".split()
-)
-_IN_PLACE = set("relu_ relu6_ hardswish_ silu_ gelu_ leaky_relu_ hardtanh_ sigmoid_ clamp_ mul_ add_".split())
 
 
-def result_of(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor | None:
+def result_of(spec: OpSpec, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor | None:
     """An op's result on the meta device, where its shape follows from a few lines; None for everything else."""
-    if not tensors or not args or (args[0] is not tensors[0] and name != "cat"):
+    if not tensors or not args or (args[0] is not tensors[0] and spec.name != "cat"):
         return None
     x = tensors[0]
     dtype = x.dtype
@@ -39,17 +28,17 @@ def result_of(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tenso
     for t in tensors:
         if t.dtype is not dtype:
             return None
-    if name in _AS_FIRST:
-        return like(x) if len(tensors) == 1 else None
-    if name in _IN_PLACE:
-        return x if len(tensors) == 1 or broadcast(x.shape, tensors[1].shape) == x.shape else None
-    if name in _TWO:
+    if spec.meta is not MetaShape.TORCH:
+        if spec.in_place:
+            return x if len(tensors) == 1 or broadcast(x.shape, tensors[1].shape) == x.shape else None
+        if spec.meta is MetaShape.FIRST:
+            return like(x) if len(tensors) == 1 else None
         return _two(x, args[1]) if len(args) == 2 else None
-    known = SHAPES.get(name)
+    known = SHAPES.get(spec.name)
     shape = None if known is None else known(*args, **kwargs)
     if shape is None:
         return None
-    if name not in _FORMATTED or x.is_contiguous():
+    if not spec.keeps_format or x.is_contiguous():
         return torch.empty(shape, dtype=dtype, device=_META)
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return torch.empty(shape, dtype=dtype, device=_META, memory_format=torch.channels_last)
@@ -66,9 +55,6 @@ def like(x: Tensor) -> Tensor:
             return torch.empty_like(x, device=_META)
         expected *= n
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
-
-
-_TWO = {"add", "mul", "sub", "div", "maximum", "minimum"}
 
 
 def _two(x: Tensor, y: Any) -> Tensor | None:
@@ -232,30 +218,3 @@ def _upsample(x: Tensor, output_size: Any, *rest: Any, **named: Any) -> Shape | 
             return None
         output_size = [int(n * f) for n, f in zip(x.shape[2:], factors, strict=True)]
     return (*x.shape[:2], *output_size)
-
-
-@cache
-def arguments_of(func: Any) -> tuple[tuple[str, Any, bool, bool], ...]:
-    """Of an ATen op's arguments: name, default value (`MISSING` where there is none), whether it is written to, and whether
-    it names a device."""
-    return tuple(
-        (
-            a.name,
-            a.default_value if a.has_default_value() else MISSING,
-            a.alias_info is not None and a.alias_info.is_write,
-            a.name == "device",
-        )
-        for a in schema_of(func).arguments
-    )
-
-
-MISSING = object()
-
-
-def bind(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """An ATen op's arguments by name, defaults filled in."""
-    arguments = arguments_of(func)
-    bound = {name: default for name, default, *_ in arguments if default is not MISSING}
-    bound.update(zip((a[0] for a in arguments), args, strict=False))
-    bound.update(kwargs)
-    return bound

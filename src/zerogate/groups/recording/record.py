@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from zerogate.groups.labels import Labels, narrow_constant, varying_dims
-from zerogate.groups.recording.meta_shapes import bind, like
+from zerogate.groups.ops import OpSpec, bind, spec_of
+from zerogate.groups.recording.meta_shapes import like
 from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute
 
 
@@ -47,6 +48,11 @@ class Step:
     moved a list with the labels along each of its dimensions."""
     node: str = ""
     """Where the model is an exported graph, the name of the node that ran it."""
+
+    @cached_property
+    def spec(self) -> OpSpec:
+        """What is known of the op."""
+        return spec_of(self.func)
 
     def bound(self) -> dict[str, Any]:
         return bind(self.func, self.args, self.kwargs)

@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 from zerogate.errors import first_line
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
+from zerogate.groups.ops import Family
 from zerogate.groups.recording.parameters import NOT_ALWAYS, Parameters
 from zerogate.groups.recording.record import SliceConstraint, Step
-from zerogate.groups.recording.tracer import LAYOUT, tensors_among
-from zerogate.groups.rules import FACTORIES, LAYERS, RULES, Freeze, Op, UnknownValue, follow_views, pointwise
+from zerogate.groups.recording.tracer import tensors_among
+from zerogate.groups.rules import Freeze, Op, UnknownValue, follow_views, rule_of
 from zerogate.groups.rules.op import replaced
 from zerogate.modules.index import modules_by_name
 from zerogate.modules.internals import storage_key
@@ -186,13 +187,14 @@ class Recorder(Parameters):
         found = labels if isinstance(labels, list) else [labels] * len(outputs)
         for tensor, label in zip(outputs, found, strict=True):
             self._set(op, tensor, label)
-        if op.name in FACTORIES or any(x in self._constant for x in op.tensors):
+        is_factory = op.spec.family is Family.FACTORY
+        if is_factory or any(x in self._constant for x in op.tensors):
             for x in outputs:
                 if x not in self._labels and x not in self._constant:
-                    self._constant[x] = self._constant.get(op.tensors[0]) if op.name in LAYOUT else None
-                if op.name in FACTORIES and x.is_contiguous():
+                    self._constant[x] = self._constant.get(op.tensors[0]) if op.spec.layout_only else None
+                if is_factory and x.is_contiguous():
                     self._bases[storage_key(x)] = tuple(x.shape), x.stride(), x.untyped_storage()
-        if op.name in LAYOUT:
+        if op.spec.layout_only:
             return
         self.seen.steps.append(
             Step(
@@ -213,11 +215,9 @@ class Recorder(Parameters):
                 self.seen.moved_parameters.append((len(self.seen.steps) - 1, i, indices))
 
     def _apply(self, op: Op, labelled: bool) -> Any:
-        known = RULES.get(op.name)
-        if known is None and torch.Tag.pointwise in op.func.tags:
-            known = pointwise
-        if known is not None and (labelled or op.name in LAYERS):
-            return known(op)
+        rule = rule_of(op.spec)
+        if rule is not None and (labelled or op.spec.makes_channels):
+            return rule(op)
         viewed = any(self.views_of(x) for x in op.tensors)
         if labelled:
             raise Freeze(f"{op.name} has no rule")
@@ -272,7 +272,7 @@ class Recorder(Parameters):
             labels = self.labels_of(x)
             if labels is not None:
                 self.seen.labels.freeze(labels, where)
-        if op.name not in LAYERS or op.name in ("mv", "dot", "matmul"):
+        if not op.spec.frees_parameters:
             self._read_otherwise(op, where)
 
 

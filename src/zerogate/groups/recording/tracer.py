@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zerogate.groups.graph.graph_model import GraphModel
-from zerogate.groups.recording.meta_shapes import arguments_of, result_of
+from zerogate.groups.ops import arguments_of, spec_of
+from zerogate.groups.recording.meta_shapes import result_of
 from zerogate.groups.rules import UnknownValue
 from zerogate.groups.rules.op import replaced
 from zerogate.modules.copies import on_meta
@@ -27,11 +28,8 @@ from zerogate.modules.internals import frames_above, is_view, schema_of, storage
 
 Place = tuple[str, int]
 """File and line of the user's code."""
-LAYOUT = {"contiguous", "alias", "detach", "lift_fresh"}
-"""Ops that are left out where a tensor's strides, which depend on sizes, allow it."""
 _KNOWN = 1 << 20  # entries up to which values are computed along
 _META = torch.device("meta")
-_ASKS = {"item", "_local_scalar_dense", "is_nonzero", "equal", "tolist"}
 
 
 def tensors_among(arguments: Any) -> list[Tensor]:
@@ -179,17 +177,17 @@ class Tracer(TorchDispatchMode):
         return out
 
     def _without_data(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        name = func.overloadpacket.__name__
+        spec = spec_of(func)
         known = all([self._has_value(x) for x in tensors])
-        if name in _ASKS:
+        if spec.reads_values:
             if not known:
-                raise UnknownValue(name)
+                raise UnknownValue(spec.name)
             self._catch_up()
             return self._computed(func, args, kwargs)
-        if name in _ONE_TYPE and any(x.dtype is not tensors[0].dtype for x in tensors):
-            raise UnknownValue(name)  # without data not all of these complain
+        if spec.one_dtype and any(x.dtype is not tensors[0].dtype for x in tensors):
+            raise UnknownValue(spec.name)  # without data not all of these complain
         if not known:
-            out = result_of(name, args, kwargs, tensors)
+            out = result_of(spec, args, kwargs, tensors)
             if out is not None:
                 if out is args[0]:
                     self._forget(func, args)
@@ -215,7 +213,7 @@ class Tracer(TorchDispatchMode):
             self._values[out] = real
             return out
         outs = tensors_among(out)
-        random = torch.Tag.nondeterministic_seeded in func.tags or name.startswith("empty")
+        random = torch.Tag.nondeterministic_seeded in func.tags or spec.name.startswith("empty")
         if random or sum([x.numel() for x in outs]) > _KNOWN:
             self._forget(func, args)
             return out
@@ -300,9 +298,6 @@ def _aliases(func: Any) -> bool:
 @cache
 def _has_device(func: Any) -> bool:
     return any(device for *_, device in arguments_of(func))
-
-
-_ONE_TYPE = set("linear conv1d conv2d conv3d matmul mm bmm addmm baddbmm".split())
 
 
 @dataclass(frozen=True)

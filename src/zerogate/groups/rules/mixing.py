@@ -10,7 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from zerogate.groups.labels import squash, varying_dims
-from zerogate.groups.rules.op import Freeze, Op, Out, rule, words
+from zerogate.groups.ops import Family
+from zerogate.groups.rules.op import Freeze, Op, Out, rule
 from zerogate.groups.rules.pointwise import pointwise
 
 
@@ -85,15 +86,7 @@ def _over_kept(op: Op, found: Tensor, over: set[int], kind: str) -> Tensor:
     return found
 
 
-_POOLS = words("""
-    max_pool{}d avg_pool{}d adaptive_avg_pool{}d adaptive_max_pool{}d _adaptive_avg_pool{}d max_pool{}d_with_indices
-    upsample_nearest{}d upsample_linear{}d upsample_bilinear{}d upsample_bicubic{}d upsample_trilinear{}d
-    _upsample_nearest_exact{}d _upsample_bilinear{}d_aa _upsample_bicubic{}d_aa fractional_max_pool{}d
-    reflection_pad{}d replication_pad{}d lp_pool{}d
-""")
-
-
-@rule(*(name.format(n) for name in _POOLS for n in (1, 2, 3)))
+@rule(Family.POOL)
 def _pool(op: Op) -> Out:
     spatial = int(next(c for c in op.name if c.isdigit()))
     found = op.labels(op.args[0])
@@ -118,13 +111,7 @@ def _grid_sampler(op: Op) -> Out:
     return found.expand(op.out.shape)
 
 
-_REDUCTIONS = words("""
-    mean sum amax amin std var max min logsumexp norm linalg_vector_norm median nansum var_mean std_mean argmax argmin
-    prod any all
-""")
-
-
-@rule(*_REDUCTIONS)
+@rule(Family.REDUCTION)
 def _reduce(op: Op) -> Out:
     found = op.labels(op.args[0])
     if "other" in op.bound:  # max(a, b) is pointwise
@@ -152,7 +139,7 @@ def _reduce(op: Op) -> Out:
     return labels if isinstance(op.out, Tensor) else [labels] * len(outs)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "normalize")
+@rule(Family.MIXING)
 def _along(op: Op) -> Out:
     found = op.labels(op.args[0])
     return None if found is None else op.mix(found, {op.bound["dim"] % found.ndim})

@@ -9,68 +9,29 @@ from torch import Tensor
 
 from zerogate.errors import first_line
 from zerogate.groups.labels import along, any_in, constant, squash, varying_dims
-from zerogate.groups.rules.op import Freeze, Op, Out, UnknownValue, View, replaced, rule, words
-from zerogate.groups.rules.pointwise import POINTWISE
+from zerogate.groups.ops import Family
+from zerogate.groups.rules.op import Freeze, Op, Out, UnknownValue, View, replaced, rule
 
-MOVES = words("""
-    view reshape _unsafe_view view_as reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose t numpy_T
-    movedim moveaxis swapaxes swapdims expand expand_as broadcast_to repeat repeat_interleave tile adjoint mT mH
-    cat concat concatenate stack hstack vstack dstack column_stack flip fliplr flipud constant_pad_nd masked_fill
-    masked_fill_ pixel_unshuffle meshgrid
-""")
-# Cuts count channels off from the left, picks take them by position: both look at what they move.
-CUTS = words("""
-    slice narrow select split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk
-    unbind
-""")
-PICKS = words("""
-    index index_select roll rot90 diagonal tril triu unfold as_strided gather take_along_dim
-""")
-SAME = words("""
-    clone contiguous detach alias to _to_copy type_as lift_fresh float double half bfloat16 dropout dropout_
-    feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout native_dropout positive
-    requires_grad_ conj resolve_conj resolve_neg fill_ zero_ detach_ nan_to_num nan_to_num_
-    zeros_like ones_like empty_like full_like rand_like randn_like
-""")
-SHAPE_ONLY = words("""
-    new_zeros new_ones new_empty new_full size stride sym_size sym_numel numel dim is_floating_point is_complex
-    _local_scalar_dense item is_same_size
-""")
-FACTORIES = {f"{new}{name}" for new in ("", "new_") for name in ("zeros", "ones", "empty", "full")}
-"""Ops that make the same value everywhere, of a size that may come from an attribute."""
-TURNS = {
-    "expand",
-    "unsqueeze",
-    "squeeze",
-    "permute",
-    "transpose",
-    "t",
-    "broadcast_to",
-    "expand_as",
-    "cat",
-    "masked_fill",
-}
-"""Moves by which what is the same all along a dimension stays so."""
 _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _LARGE = 1 << 21  # entries of a parameter above which its reshaped indices are not followed
 
 
-@rule(*MOVES)
+@rule(Family.RELAYOUT)
 def _move(op: Op) -> Out:
     return run(op)
 
 
-@rule(*SAME)
+@rule(Family.IDENTITY)
 def _same(op: Op) -> Out:
     return op.labels(op.args[0])
 
 
-@rule(*SHAPE_ONLY)
+@rule(Family.SHAPE_ONLY, Family.FACTORY)
 def _shape_only(op: Op) -> Out:
     return None
 
 
-@rule(*CUTS)
+@rule(Family.SLICE)
 def _cut(op: Op) -> Out:
     """Cutting equal pieces goes on working if every piece loses equally many channels, so these are tied; pieces of
     different lengths must have their sizes repaired."""
@@ -112,7 +73,7 @@ def _cut(op: Op) -> Out:
     return moved
 
 
-@rule(*PICKS)
+@rule(Family.INDEX)
 def _pick(op: Op) -> Out:
     """Picking by position is fine as long as it leaves the order of channels alone."""
     before = op.labels(op.args[0])
@@ -208,7 +169,7 @@ def _index_put(op: Op) -> Out:
     return squash(torch.where(found != 0, found, put))
 
 
-@rule("index_add", "index_add_", "index_copy", "index_copy_", "scatter_add", "scatter_add_", "scatter", "scatter_")
+@rule(Family.SCATTER)
 def _added(op: Op) -> Out:
     """Places are picked along one dimension; what is put there has the same channels."""
     found, source = op.labels_or_zero(op.bound["self"]), op.bound.get("source", op.bound.get("src"))
@@ -225,7 +186,7 @@ def _added(op: Op) -> Out:
     return squash(torch.where(found != 0, found, put))
 
 
-@rule("topk", "sort", "kthvalue", "msort")
+@rule(Family.ORDER)
 def _ordered(op: Op) -> Out:
     found = op.labels(op.args[0])
     if found is None:
@@ -265,7 +226,7 @@ def _values(op: Op, x: Tensor) -> Tensor:
     known = op.watcher.value_of(x)
     if known is not None:
         return known.cpu()
-    if op.name in PICKS and x.dtype != torch.bool:
+    if op.spec.family is Family.INDEX and x.dtype != torch.bool:
         found = op.labels(op.args[0])
         dims = None if found is None else _picked(op, found)
         if found is not None and dims is not None and not dims & set(varying_dims(found)):
@@ -321,11 +282,12 @@ def follow_views(op: Op) -> list[list[View]] | None:
     outs = op.out if isinstance(op.out, (list, tuple)) else [op.out]
     views = {id(x): op.views(x) for x in op.tensors}
     names = list(dict.fromkeys(v.name for found in views.values() for v in found))
-    if op.name in SAME or op.name in POINTWISE or torch.Tag.pointwise in op.func.tags:
+    family = op.spec.family
+    if family is Family.IDENTITY or op.spec.pointwise:
         if len(outs) != 1:
             return None
         shape = outs[0].shape
-        other = op.name not in SAME
+        other = family is not Family.IDENTITY
         return [
             [
                 View(v.name, tuple(i.expand(shape) for i in v.index), other or v.changed)
@@ -333,7 +295,7 @@ def follow_views(op: Op) -> list[list[View]] | None:
                 for v in found
             ]
         ]
-    if op.name not in MOVES and op.name not in CUTS and op.name not in ("index", "index_select", "roll"):
+    if not op.spec.is_move and op.name not in ("index", "index_select", "roll"):
         return None
     result: list[list[View]] = [[] for _ in outs]
     changed = {v.name for found in views.values() for v in found if v.changed}

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.labels import along, constant, over, squash, varying_dims
-from zerogate.groups.recording.meta_shapes import bind
+from zerogate.groups.ops import OPS, Family, OpSpec, bind, spec_of
 
 if TYPE_CHECKING:
     from zerogate.groups.recording.recorder import Recorder
 
 Out = Tensor | list[Tensor | None] | None
 Rule = Callable[["Op"], Out]
-RULES: dict[str, Rule] = {}
-"""ATen op → labels of its output(s): None where none comes out, one tensor, or a list with an entry per output tensor."""
+RULES: dict[str | Family, Rule] = {}
+"""ATen op, or family of ops → labels of its output(s): None where none comes out, one tensor, or a list with an entry per
+output tensor. An op's own rule goes before that of its family."""
 
 
 class Freeze(Exception):
@@ -77,7 +78,8 @@ class Op:
         tensors: list[Tensor],
     ) -> None:
         self.watcher, self.func, self.args, self.kwargs, self.out = watcher, func, args, kwargs, out
-        self.name: str = func.overloadpacket.__name__
+        self.spec: OpSpec = spec_of(func)
+        self.name = self.spec.name
         self.tensors = tensors
 
     @cached_property
@@ -124,12 +126,24 @@ class Op:
         return squash(tied.expand(found.shape))
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*ops: str | Family) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of these ops, which must be declared, or of families of ops."""
+    for name in ops:
+        if isinstance(name, str) and name not in OPS:
+            raise ValueError(
+                f"a rule for {name!r}, which is no declared op: groups.ops.declare({name!r}, Family.…) first"
+            )
+
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
+        RULES.update(dict.fromkeys(ops, function))
         return function
 
     return register
+
+
+def rule_of(spec: OpSpec) -> Rule | None:
+    """The rule of an op; None for one that has none."""
+    return RULES.get(spec.name) or RULES.get(spec.family)
 
 
 def replaced(arguments: Any, function: Callable[[Any], Any]) -> Any:
@@ -139,7 +153,3 @@ def replaced(arguments: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(arguments, dict):
         return {k: replaced(x, function) for k, x in arguments.items()}
     return function(arguments)
-
-
-def words(text: str) -> list[str]:
-    return text.split()

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from zerogate.groups.labels import constant, narrow_constant, squash, varying_dims
-from zerogate.groups.rules.op import Freeze, Op, Out, rule, words
-
-POINTWISE = words("""
-    relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ gelu gelu_ silu silu_ mish mish_
-    sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ softplus softsign
-    hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid rrelu clamp clamp_ clip clip_ where add add_ sub
-    sub_ mul mul_ div div_ true_divide rsub pow pow_ square sqrt rsqrt exp log abs neg neg_ maximum minimum lerp addcmul
-    addcdiv multiply divide subtract negative absolute copy_
-""")
+from zerogate.groups.ops import Family
+from zerogate.groups.rules.op import Freeze, Op, Out, rule
 
 
-def is_pointwise(func: Any) -> bool:
-    """Whether each entry of an op's result depends on the entries at its own place alone."""
-    return func.overloadpacket.__name__ in POINTWISE or torch.Tag.pointwise in func.tags
-
-
-@rule(*POINTWISE)
+@rule(Family.POINTWISE)
 def pointwise(op: Op) -> Out:
     if not isinstance(op.out, Tensor):
         raise Freeze(f"{op.name} has several outputs")

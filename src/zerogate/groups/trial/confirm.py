@@ -17,15 +17,12 @@ from zerogate.groups.labels import labels_in, narrow_constant, squash, varying_d
 from zerogate.groups.recording.parameters import located
 from zerogate.groups.recording.record import Recording, Step
 from zerogate.groups.recording.tracer import tensors_among
-from zerogate.groups.rules import CUTS, MOVES
 from zerogate.groups.trial.replay import Stop, Trial
 from zerogate.groups.trial.size_arguments import demands
 from zerogate.groups.trial.size_attributes import alike_to, holders, inside_of, repair, upwards
 from zerogate.groups.units import size_attributes_of
 from zerogate.modules.index import modules_by_name
 from zerogate.structure import Structure
-
-_NUMBERED = {*MOVES, *CUTS} - {"cat", "flatten", "transpose", "permute"}
 
 
 def settle(trial: Trial, structure: Structure, build: Callable[[], Structure], step: int = 1) -> Structure:
@@ -89,7 +86,7 @@ def _mistakable(structure: Structure, kept: Tensor, steps: list[Step]) -> bool:
         return False
     met: dict[str, set[int]] = {}
     for step in steps:
-        if step.name not in _NUMBERED or not demands(step):
+        if not step.spec.is_move or not demands(step):
             continue
         units = structure.unit_of[_among(step.entering)]
         met.setdefault(step.module, set()).update(group[units[units >= 0]].unique().tolist())
@@ -211,7 +208,7 @@ def _give_up(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> No
                     s.place[1]
                     and s.place == step.place
                     and s.name == step.name
-                    and s.name in (*MOVES, *CUTS)
+                    and s.spec.is_move
                     and _wide(s) == _wide(step)
                 ):
                     reason = located(stop.why, s.module, s.place)

@@ -18,22 +18,15 @@ from torch import Tensor, nn
 
 from zerogate.errors import first_line
 from zerogate.groups.labels import narrow_constant
-from zerogate.groups.recording.meta_shapes import bind
+from zerogate.groups.ops import Family, bind, spec_of
 from zerogate.groups.recording.record import Recording, Step, scalars_among
-from zerogate.groups.recording.tracer import LAYOUT, Tracer, tensors_among
-from zerogate.groups.rules import CUTS, FACTORIES, MOVES, SAME, TURNS, is_pointwise
+from zerogate.groups.recording.tracer import Tracer, tensors_among
 from zerogate.groups.trial.size_arguments import demands, starts
 from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import named_tensors
 from zerogate.modules.internals import storage_key
 from zerogate.modules.run import Inputs, call
 from zerogate.structure import Structure
-
-_SIZED = {*MOVES, *CUTS, "native_layer_norm", "layer_norm", "rms_norm", "group_norm", "native_group_norm"}
-_SIZED |= {"convolution", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), "pixel_shuffle"}
-"""Ops whose integers are sizes; what they mean shows in the shape of the result."""
-_SPREADS = {"expand", "expand_as", "broadcast_to", "repeat"}
-_WRITES = {"index_add", "index_copy", "index_put", "scatter", "scatter_add"}
 
 
 @dataclass
@@ -138,14 +131,13 @@ class _Replay(Tracer):
         """Memory of which that is no longer true; held."""
 
     def before(self, func: Any, args: Any, kwargs: Any) -> None:
-        name = func.overloadpacket.__name__
-        if name in LAYOUT or self.over:
+        spec = spec_of(func)
+        if spec.layout_only or self.over:
             return
         self.now = func, args, kwargs
-        if self.at == len(self.steps) or name != self.steps[self.at].name:
-            cut = (
-                self.at < len(self.steps) and self.steps[self.at].name in CUTS
-            )  # one that cuts nothing off is left out
+        if self.at == len(self.steps) or spec.name != self.steps[self.at].name:
+            # one that cuts nothing off is left out
+            cut = self.at < len(self.steps) and self.steps[self.at].spec.family is Family.SLICE
             raise _Left(_wrong_size(self.steps[self.at]) if cut else "the forward takes another way")
         self.running = True
 
@@ -157,31 +149,30 @@ class _Replay(Tracer):
     def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
         if self.over:
             return
-        name = func.overloadpacket.__name__
-        if name in LAYOUT:
+        if spec_of(func).layout_only:
             if out is not args[0] and args[0] in self._even:
                 self._even[out] = self._even[args[0]]
             return
         self.running = False
         step = self.steps[self.at]
-        even = self._stays_even(func, name, args, kwargs, tensors)
+        even = self._stays_even(func, args, kwargs, tensors)
         for x, (full, labels) in zip(tensors_among(out), step.outs, strict=True):
             shape = tuple(x.shape)
             if shape != self.sizes.shape(full, labels) and 0 not in full:
                 if labels is not None or even is None or len(shape) != len(full):
                     raise _Left(_wrong_size(step))
-                if step.name in _SPREADS and not _spread(args[0], shape, full):
+                if step.spec.spreads and not _spread(args[0], shape, full):
                     raise _Left(_wrong_size(step))
                 self._even[x] = even
             elif labels is not None and self._even and any([x is given for given in args]):
                 self._written[storage_key(x)] = x.untyped_storage()
-        if step.name in FACTORIES:
+        if step.spec.family is Family.FACTORY:
             if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
                 raise _Left(f"{step.name} with a number that depends on the size")
-        elif step.name not in _SIZED:
+        elif not step.spec.only_sizes:
             if step.module not in self.norms and step.scalars != scalars_among((args, kwargs)):
                 raise _Left(f"{step.name} with a number that depends on the size")
-        elif step.name in ("slice", "narrow", "select"):
+        elif step.spec.start:
             given = bind(func, args, kwargs)
             for key, start in starts(step, step.bound(), self.sizes):
                 if given.get(key) not in (start, None):
@@ -195,28 +186,29 @@ class _Replay(Tracer):
                 raise _Left(f"{step.name} in a number of groups that is written down")
         self.at += 1
 
-    def _stays_even(self, func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool | None:
+    def _stays_even(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool | None:
         """What may be said of a result that has another size than recorded: True if it is the same everywhere, False if it
         is the same all along the dimensions that changed, None if it need not be.
 
         Raises `_Left` where something that may only be broadcast is used in another way.
         """
-        if name in FACTORIES:
+        spec = spec_of(func)
+        if spec.family is Family.FACTORY:
             return True
         held: list[bool | None] = []
         if self._even:
             held = [None if storage_key(x) in self._written else self._even.get(x) for x in tensors]
         if all(even is None for even in held):
-            return False if name in _SPREADS else None
-        if name in CUTS:
+            return False if spec.spreads else None
+        if spec.family is Family.SLICE:
             return all(even is True for even in held)
-        if name in ("gather", "take_along_dim") and held[0] is None:
+        if spec.name in ("gather", "take_along_dim") and held[0] is None:
             return None
-        if name.removesuffix("_") in _WRITES and all(even is None for even in held[1:]):
+        if spec.family is Family.SCATTER and all(even is None for even in held[1:]):
             return None
-        if name in SAME or is_pointwise(func) or name in TURNS:
+        if spec.family is Family.IDENTITY or spec.pointwise or spec.broadcast_safe:
             return all(even is True for even in held)
-        if name in MOVES and all(held):
+        if spec.family is Family.RELAYOUT and all(held):
             return True
         mask = bind(func, args, kwargs).get("attn_mask")
         if sum(even is not None for even in held) == (mask is not None and self._even.get(mask) is not None):
@@ -235,7 +227,7 @@ def _spread(x: Tensor, shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
 
 
 def _wrong_size(step: Step) -> str:
-    if step.name in CUTS:
+    if step.spec.family is Family.SLICE:
         return f"{step.name} at a fixed place among channels"
     return f"{step.name} to a size that is written down"
 
@@ -252,7 +244,7 @@ def replay(twin: nn.Module, inputs: Inputs, seen: Recording, sizes: Sizes) -> St
         return Stop(mode.at, str(left), _given(mode))
     except Exception as error:
         step = seen.steps[mode.at] if mode.running else None
-        if step is not None and (step.name in (*MOVES, *CUTS) or is_pointwise(step.func)):
+        if step is not None and (step.spec.is_move or step.spec.pointwise):
             return Stop(mode.at, _wrong_size(step), _given(mode))
         why = f"the forward depends on its size ({type(error).__name__}: {first_line(error)})"
         return Stop(mode.at, why, _given(mode) if mode.running else None)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from zerogate.groups.labels import narrow_constant
+from zerogate.groups.ops import Family
 from zerogate.groups.recording.record import Step
 from zerogate.groups.recording.tracer import tensors_among
-from zerogate.groups.rules import CUTS, MOVES
 
 if TYPE_CHECKING:
     from zerogate.groups.trial.replay import Sizes
@@ -64,14 +64,14 @@ def demands(step: Step) -> list[Demand]:
 
     for key in ("size", "shape"):
         value = bound.get(key)
-        if isinstance(value, (list, tuple)) and out is not None and step.name in MOVES:
+        if isinstance(value, (list, tuple)) and out is not None and step.spec.family is Family.RELAYOUT:
             for i, n in enumerate(value):
                 ask(key, i, n, out, i - len(value))
     if step.name == "unflatten" and out is not None:
         dim = bound["dim"] % (len(step.outs[0][0]) - len(bound["sizes"]) + 1)
         for i, n in enumerate(bound["sizes"]):
             ask("sizes", i, n, out, dim + i)
-    if step.name in CUTS and step.entering:
+    if step.spec.family is Family.SLICE and step.entering:
         dim = bound.get("dim", 0)
         for key in ("split_size", "split_sizes", "length"):
             value = bound.get(key)
@@ -107,7 +107,7 @@ def widths(step: Step) -> list[Demand]:
 def asked(step: Step) -> list[Demand]:
     """`demands`, and where an op takes no sizes those of what it made; of a cut those of what it was given: its own may be
     worked out from them, as in ``x.split(self.width // 2)``."""
-    if step.name not in CUTS:
-        return demands(step) + ([] if step.name in MOVES else widths(step))
+    if step.spec.family is not Family.SLICE:
+        return demands(step) + ([] if step.spec.is_move else widths(step))
     given = [(n, d, rows_along(labels, d)) for labels in step.entering for d, n in enumerate(labels.shape)]
     return demands(step) + [Demand(n, rows, "given", d) for n, d, rows in given if rows is not None]

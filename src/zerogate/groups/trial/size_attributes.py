@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from zerogate.groups.graph.graph_model import GraphModel, written_sizes
 from zerogate.groups.recording.record import Recording, Step
-from zerogate.groups.rules import CUTS, MOVES
 from zerogate.groups.trial.replay import Stop, Trial, sizes_of
 from zerogate.groups.trial.size_arguments import asked, demands
 from zerogate.groups.units import size_attributes_of
@@ -61,7 +60,7 @@ def repair(trial: Trial, structure: Structure, kept: Tensor, stop: Stop) -> Stop
         return search(attempts[:half]) or search(attempts[half:])
 
     held: list[SizeAttribute] = []
-    for asking in ([step],) if step.name in (*MOVES, *CUTS) else ([step], inside):
+    for asking in ([step],) if step.spec.is_move else ([step], inside):
         wanted: list[SizeAttribute] = []
         for asker in asking:
             for size, rows, *_ in asked(asker) if asker is step else demands(asker):
