@@ -11,7 +11,6 @@ import fnmatch
 import gc
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -19,10 +18,9 @@ from torch import nn
 from zerogate.errors import ZerogateError
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
-from zerogate.groups.find import find_groups
+from zerogate.groups.find import find_groups, find_layers
 from zerogate.groups.graph.from_export import exported
-from zerogate.groups.recording.record_run import watch
-from zerogate.groups.units import build
+from zerogate.groups.units import UnitFilter
 from zerogate.masking.hooks import Begin
 from zerogate.modules.index import modules_by_name
 from zerogate.modules.internals import pre_hooks_of
@@ -113,11 +111,13 @@ def sparsify(
     included = None if include is None else _matching(model, include, "include")
     graph = None if keep_class else exported(model, example_inputs)
     with _without_collector():
-        seen = watch(model if graph is None else graph, example_inputs, label_inputs=gate_inputs)
         if kinds == {"weight"}:
-            structure = replace(build(seen, excluded), norms=())
+            structure = find_layers(model, example_inputs, excluded)
         else:
-            structure = find_groups(model, example_inputs, seen, excluded, included, kinds, _step(round_to), graph)
+            allowed = UnitFilter(excluded, included, kinds)
+            structure = find_groups(
+                model, example_inputs, allowed, label_inputs=gate_inputs, multiple=_step(round_to), graph=graph
+            )
     return Sparsified(
         model,
         example_inputs,

@@ -15,7 +15,7 @@ from zerogate.cutting.attention import unnest
 from zerogate.cutting.plan import Plan, apply_plan, make_plan
 from zerogate.errors import CompactionError, no_weights
 from zerogate.groups.graph.graph_model import GraphModel
-from zerogate.groups.norms import attach_kept
+from zerogate.masking.norms import attach_kept
 from zerogate.modules.float64 import KeepFloat64
 from zerogate.modules.index import deep_copy, named_tensors, overwrite_masked
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of

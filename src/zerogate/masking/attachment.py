@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from zerogate.errors import ZerogateError
-from zerogate.groups import norms
+from zerogate.masking import norms
 from zerogate.masking.forward import GatedForward
 from zerogate.masking.hooks import Begin, End, Multiply, Shadow, Unshadow, Weights
 from zerogate.masking.placement import Placement

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import zerogate as zg
 from support import close_randomly
 from zerogate.groups.recording.record_run import watch
-from zerogate.groups.trial.replay import Trial
+from zerogate.groups.trial.trial import Trial
 
 
 class Decoys(nn.Module):

@@ -105,7 +105,7 @@ class Tracer(TorchDispatchMode):
     def follow(self, model: nn.Module) -> None:
         """Keeps `stack`, the names of the modules whose forwards are running, with hooks on the model."""
         if isinstance(model, GraphModel):
-            model._listener = self
+            model.listener = self
         for prefix, module in modules_by_name(model).items():
             module.register_forward_pre_hook(_Enter(self, prefix), prepend=True, with_kwargs=True)
             module.register_forward_hook(_Leave(self.stack), always_call=True)
