@@ -64,7 +64,9 @@ class _Axes:
         self.is_head = self.marked(self.root[torch.cat([*recording.head_labels, torch.zeros(1, dtype=torch.int64)])])
         """Which classes are heads of attention, bool [labels]."""
         self.consumed = {c.consumes for c in recording.calls if c.consumes}
+        """Axes along which a layer reads channels."""
         self.produced = {c.produces for c in recording.calls if c.produces} | recording.parameter_sources
+        """Axes along which a layer, or a parameter by itself, makes channels."""
 
     def split(self, values: Tensor) -> dict[Axis, Tensor]:
         """Values [all] by axis."""
@@ -87,7 +89,6 @@ def units_of(recording: Recording, allowed: UnitFilter) -> Structure:
     free[0] = False
     groups, unit_of = _group(axes, free)
     inputs = frozenset(unit_of[axes.root[recording.inputs]].tolist()) - {-1}
-    refused = _refusals(recording, axes, why, reasons)
     units = unit_of[axes.classes]
     remain = set(axes.number[units >= 0].unique_consecutive().tolist())
     unit_axes = {axis: u for i, (axis, u) in enumerate(axes.split(units).items()) if i in remain}
@@ -95,16 +96,16 @@ def units_of(recording: Recording, allowed: UnitFilter) -> Structure:
     owners = {owner_of(name) for name, _ in unit_axes}
     norms = (replace(n, labels=unit_of[n.labels]) for n in recording.norms)
     return Structure(
-        unit_axes,
-        tuple(groups),
-        tuple(_count_repeats(recording, unit_of)),
-        inputs,
-        refused,
-        tuple(n for n in norms if (n.labels >= 0).any()),
-        size_attributes_of(recording, unit_of),
-        {path: called for path, called in recording.attention.items() if path in owners},
-        dict(recording.unfollowed),
-        unit_of,
+        axes=unit_axes,
+        groups=tuple(groups),
+        calls=tuple(_count_repeats(recording, unit_of)),
+        inputs=inputs,
+        refused=_refusals(recording, axes, why, reasons),
+        norms=tuple(n for n in norms if (n.labels >= 0).any()),
+        size_attributes=size_attributes_of(recording, unit_of),
+        attention={path: called for path, called in recording.attention.items() if path in owners},
+        reasons=dict(recording.unfollowed),
+        unit_of=unit_of,
     )
 
 
@@ -149,7 +150,7 @@ def _keep_tied_inputs(recording: Recording, axes: _Axes, why: Tensor, reasons: l
         return
     by_axis = axes.split(axes.classes)
     consumed = {c.consumes for c in recording.calls}
-    made = {label for axis in axes.produced for label in by_axis[axis].tolist()}
+    produced = {label for axis in axes.produced for label in by_axis[axis].tolist()}
     attached = {label for axis, vector in by_axis.items() if axis not in consumed for label in vector.tolist()}
     outside = {
         label for c in recording.calls if c.consumes and c.host != c.layer for label in by_axis[c.consumes].tolist()
@@ -161,7 +162,7 @@ def _keep_tied_inputs(recording: Recording, axes: _Axes, why: Tensor, reasons: l
         "a network input whose consumer's weight is read outside its own forward",
     ]
     for label in axes.root[recording.inputs].unique().tolist():
-        tied = label in made or label in attached
+        tied = label in produced or label in attached
         if not stays[label] and (tied or label in outside):
             why[label] = number if tied else number + 1
 

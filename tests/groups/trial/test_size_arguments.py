@@ -136,13 +136,13 @@ def test_sizes_of_each_kind_of_op(name: str) -> None:
 def test_sizes_of_results_and_operands() -> None:
     relu = step_of(ATEN.relu.default, (None,), [FLAT], [FLAT])
     assert shown(output_sizes(relu)) == [("result 0", -1, 8, EACH)]
-    assert shown(input_sizes(relu)) == [("given", 1, 8, EACH)]
+    assert shown(input_sizes(relu)) == [("operand", 1, 8, EACH)]
 
 
 def test_an_op_depends_on_its_input_s_sizes_if_it_slices_and_else_on_its_output_s() -> None:
     arguments = SizeArguments()
     slices = step_of(ATEN.split.Tensor, (None, 4, 1), [FLAT], [FLAT[:, :4], FLAT[:, 4:]])
-    assert [s.argument for s in arguments.related_sizes(slices)] == ["split_size", "given"]
+    assert [s.argument for s in arguments.related_sizes(slices)] == ["split_size", "operand"]
     view = step_of(ATEN.view.default, (None, [2, 8]), [FLAT], [FLAT])
     assert [s.argument for s in arguments.related_sizes(view)] == ["size"]
     relu = step_of(ATEN.relu.default, (None,), [FLAT], [FLAT])

@@ -177,7 +177,7 @@ def _constants(
             values[node] = constants[str(node.target)]
         elif node.op == "output":
             results = fx.node.map_arg(node.args[0], values.__getitem__)
-            return constants | dict(zip(program.made, results, strict=True))
+            return constants | dict(zip(program.folded, results, strict=True))
         else:
             with torch.no_grad(), mode:
                 values[node] = _run(node, *fx.node.map_arg((node.args, node.kwargs), values.__getitem__))

@@ -71,7 +71,7 @@ class GraphNormalizer:
             self._check_fixed(node)
         self._copy(old)
         constants = dict(self._constants)
-        recipe, made = fold_constants(self._builder, self._constants, self._reserve_name)
+        recipe, folded = fold_constants(self._builder, self._constants, self._reserve_name)
         for node in reversed(self._graph.nodes):
             if not node.users and node.target in _SIZE_OPS:
                 self._graph.erase_node(node)
@@ -80,7 +80,7 @@ class GraphNormalizer:
         first = {id(module): name for name, module in self._model.named_modules()}
         first_names = {name: first[id(m)] for name, m in self._model.named_modules(remove_duplicate=False)}
         origins, spans = origins_of(self._graph, first_names, self._alone)
-        return GraphModel(Program(self._graph, origins, spans, constants, recipe, made), self._model)
+        return GraphModel(Program(self._graph, origins, spans, constants, recipe, folded), self._model)
 
     def _copy(self, old: fx.Graph) -> None:
         for node in old.nodes:
@@ -233,8 +233,8 @@ class GraphNormalizer:
         if part is None or not plain:
             raise ValueError(f"the exported graph holds {name}")
         inner = _attribute(self._module, str(args[part].target)).graph
-        for placeholder, given in zip(inner.find_nodes(op="placeholder"), args[part + 1 :], strict=True):
-            self._new[placeholder] = self._new[given]
+        for placeholder, argument in zip(inner.find_nodes(op="placeholder"), args[part + 1 :], strict=True):
+            self._new[placeholder] = self._new[argument]
         self._copy(inner)
         self._inlined[node] = [self._new[n] for n in inner.output_node().args[0]]
         return self._inlined[node][0]

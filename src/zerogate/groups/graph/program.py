@@ -38,7 +38,7 @@ class Program:
     """Tensors that the model holds without having registered them."""
     recipe: fx.Graph = field(default_factory=fx.Graph)
     """How other constants are made of these and of numbers."""
-    made: list[str] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
     """Names of what the recipe makes."""
     last: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     """Node → values that nobody needs after it."""

@@ -61,8 +61,8 @@ def confirm(trial: Trial, structure: Structure, multiple: int = 1) -> Structure:
 def _is_ambiguous(trial: Trial, structure: Structure, kept: Tensor) -> bool:
     """Whether in any module that gives sizes as numbers two groups of one size keep equally many units."""
     group = structure.group_of_unit
-    left = torch.zeros(len(structure.groups), dtype=torch.int64).index_add_(0, group, kept.long()).tolist()
-    sizes = [(g.units, n) for g, n in zip(structure.groups, left, strict=True)]
+    counts = torch.zeros(len(structure.groups), dtype=torch.int64).index_add_(0, group, kept.long()).tolist()
+    sizes = [(g.units, n) for g, n in zip(structure.groups, counts, strict=True)]
     if not _repeats(sizes):
         return False
     groups_in: dict[str, set[int]] = {}

@@ -142,7 +142,7 @@ class _Replay(Tracer):
             if step.spec.spreads and not _only_broadcasts(args[0], shape, full):
                 raise _Diverged(_wrong_size(step))
             self._even[x] = even
-        elif labels is not None and self._even and any([x is given for given in args]):
+        elif labels is not None and self._even and any([x is argument for argument in args]):
             self._written[storage_key(x)] = x.untyped_storage()
 
     def _check_numbers(self, step: Step, func: Any, args: Any, kwargs: Any) -> None:

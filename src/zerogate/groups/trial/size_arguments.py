@@ -73,7 +73,7 @@ def output_sizes(step: Step) -> list[SizeArgument]:
 def input_sizes(step: Step) -> list[SizeArgument]:
     """Sizes of what an op was given."""
     rows = [(n, d, varying_rows(labels, d)) for labels in step.entering for d, n in enumerate(labels.shape)]
-    return [SizeArgument(n, r, "given", d) for n, d, r in rows if r is not None]
+    return [SizeArgument(n, r, "operand", d) for n, d, r in rows if r is not None]
 
 
 def slice_starts(step: Step, bound: Arguments) -> Iterator[tuple[str, Tensor]]:

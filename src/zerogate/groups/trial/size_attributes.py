@@ -87,14 +87,14 @@ class _AttributeSearch:
         first = len(self._candidates)
         modules = self._trial.modules
         for size in sizes:
-            left = self._sizes.count(size.rows)
-            if left == size.size:
+            remaining = self._sizes.count(size.rows)
+            if remaining == size.size:
                 continue
             for path in modules_near(self._step.module, modules):
                 for attribute, entry in attributes_equal_to(size.size, modules.get(path)):
                     key = path, attribute, entry
-                    if (key, left) not in self._known and key not in self._recording.size_attributes:
-                        self._known.add((key, left))
+                    if (key, remaining) not in self._known and key not in self._recording.size_attributes:
+                        self._known.add((key, remaining))
                         self._candidates.append(SizeAttribute(*key, size.rows))
         return list(range(first, len(self._candidates)))
 
@@ -147,8 +147,8 @@ class _AttributeSearch:
         module that does."""
         everywhere: dict[Key, SizeAttribute] = {(candidate.module, candidate.attribute, candidate.entry): candidate}
         sizes = self._trial.arguments.related_sizes(self._step)
-        mine = next((s for s in sizes if s.rows is candidate.rows or torch.equal(s.rows, candidate.rows)), None)
-        if mine is None:
+        own = next((s for s in sizes if s.rows is candidate.rows or torch.equal(s.rows, candidate.rows)), None)
+        if own is None:
             return everywhere
         modules = self._trial.modules
         for other in self._alike:
@@ -158,9 +158,9 @@ class _AttributeSearch:
                 continue
             for size in self._trial.arguments.related_sizes(other):
                 # of a list that is given as it is held, all places
-                whole_list = candidate.entry is not None and candidate.entry == mine.entry
+                whole_list = candidate.entry is not None and candidate.entry == own.entry
                 entry = size.entry if whole_list else candidate.entry
-                same = size.argument == mine.argument and (size.entry == mine.entry or entry == size.entry)
+                same = size.argument == own.argument and (size.entry == own.entry or entry == size.entry)
                 if same and (candidate.attribute, entry) in attributes_equal_to(size.size, holder):
                     key = path, candidate.attribute, entry
                     everywhere.setdefault(key, SizeAttribute(*key, size.rows))

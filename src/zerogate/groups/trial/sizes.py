@@ -89,13 +89,13 @@ class Sizes:
     def _box_left(self, full: Shape, labels: Tensor) -> Shape | None:
         (narrow,) = narrow_constant(labels)
         vary = [d for d, (n, stride) in enumerate(zip(full, labels.stride(), strict=True)) if n > 1 and stride]
-        stays, left = self.kept[narrow], [*full]
+        stays, shape = self.kept[narrow], [*full]
         if not vary:
             return full if bool(stays.all()) else None
         for d in vary:
             others = [i for i in vary if i != d]
-            left[d] = int((stays.any(dim=others) if others else stays).sum())
-        return tuple(left) if int(stays.sum()) == math.prod(left[d] for d in vary) else None
+            shape[d] = int((stays.any(dim=others) if others else stays).sum())
+        return tuple(shape) if int(stays.sum()) == math.prod(shape[d] for d in vary) else None
 
     def removes_any(self, labels: object) -> bool:
         """Whether any label in these tensors, or lists of tensors, is removed."""

@@ -98,21 +98,22 @@ def _counted(trial: Trial, step: Step) -> Iterator[tuple[Place, Tensor, Tensor]]
 
 def _tie_to_attribute(trial: Trial, step: Step, place: Place) -> None:
     """Ties what a step's size counts to what the attribute at this place counts, row by row."""
-    for found, own, counted in _counted(trial, step):
-        if found == place:
+    for candidate, own, counted in _counted(trial, step):
+        if candidate == place:
             trial.recording.labels.unite(own.amax(1), counted.amax(1))
 
 
 def _tie_to_inputs(trial: Trial, structure: Structure, step: Step) -> None:
     """Ties what a step works on and makes to what its module was given, wherever all of that can go."""
     for own in tensors_among([step.entering, [results for _, results in step.outs]]):
-        for given in trial.recording.module_inputs.get(step.module, ()):
-            if (structure.unit_of[labels_in(given)] >= 0).all():
-                _tie_places(trial, own, given)
+        for entering in trial.recording.module_inputs.get(step.module, ()):
+            if (structure.unit_of[labels_in(entering)] >= 0).all():
+                _tie_places(trial, own, entering)
 
 
-def _tie_places(trial: Trial, own: Tensor, given: Tensor) -> None:
+def _tie_places(trial: Trial, own: Tensor, entering: Tensor) -> None:
     """Ties labels to those of an input that varies along one dimension, place by place, as often as they fit in."""
-    (own,), (given,) = narrow_constant(own), narrow_constant(given)
-    if given.numel() > 1 and own.numel() % given.numel() == 0 and sum(n > 1 for n in given.shape) == 1:
-        trial.recording.labels.unite(own.reshape(-1, given.numel()), given.reshape(1, -1))
+    (own,), (entering,) = narrow_constant(own), narrow_constant(entering)
+    n = entering.numel()
+    if n > 1 and own.numel() % n == 0 and sum(size > 1 for size in entering.shape) == 1:
+        trial.recording.labels.unite(own.reshape(-1, n), entering.reshape(1, -1))
