@@ -9,7 +9,6 @@ To teach zerogate an op: `declare` it, and where the law of its family is not it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from zerogate.modules.internals import schema_of
+from zerogate.groups.arguments import AtenOp
 
 
 class Family(Enum):
@@ -117,7 +116,7 @@ def declare(names: str, family: Family, *, in_place: str = "", **facts: Any) -> 
 
 
 @cache
-def spec_of(func: Any) -> OpSpec:
+def spec_of(func: AtenOp) -> OpSpec:
     """What is known of an op as it was called, an overload: ``aten.add.Tensor``."""
     name = func.overloadpacket.__name__
     spec = OPS.get(name)
@@ -276,34 +275,3 @@ declare(
     makes_channels=True,
     frees_parameters=True,
 )
-
-
-# --- what torch itself says of an op ----------------------------------------------------------------------------------
-
-
-MISSING = object()
-"""In place of the default of an argument that has none."""
-
-
-@cache
-def arguments_of(func: Any) -> tuple[tuple[str, Any, bool, bool], ...]:
-    """Of an ATen op's arguments: name, default value (`MISSING` where there is none), whether it is written to, and whether
-    it names a device."""
-    return tuple(
-        (
-            a.name,
-            a.default_value if a.has_default_value() else MISSING,
-            a.alias_info is not None and a.alias_info.is_write,
-            a.name == "device",
-        )
-        for a in schema_of(func).arguments
-    )
-
-
-def bind(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """An ATen op's arguments by name, defaults filled in."""
-    arguments = arguments_of(func)
-    bound = {name: default for name, default, *_ in arguments if default is not MISSING}
-    bound.update(zip((a[0] for a in arguments), args, strict=False))
-    bound.update(kwargs)
-    return bound

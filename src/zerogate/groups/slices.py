@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import along, narrow_constant, squash, varying_dims
+from zerogate.groups.label_tensors import collapse, drop_expanded, rows_along, varying_dims
 from zerogate.groups.recording.record import Recording, SliceConstraint
 
 
@@ -32,12 +32,12 @@ def _make_whole(recording: Recording, root: Tensor, constraint: SliceConstraint)
 
     Returns whether all was so already. ``root``: the class of each label, 0 for those that stay.
     """
-    (narrow,) = narrow_constant(constraint.labels)
-    labels = squash(root[narrow])
+    (narrow,) = drop_expanded(constraint.labels)
+    labels = collapse(root[narrow])
     vary = varying_dims(labels)
     if not vary:
         return True
-    rows = [along(labels, d) for d in vary]
+    rows = [rows_along(labels, d) for d in vary]
     pure = [bool((r == r[:, :1]).all()) for r in rows]
     if any(pure):
         i = pure.index(True)

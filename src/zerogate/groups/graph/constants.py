@@ -11,10 +11,8 @@ from torch import Tensor, fx
 
 from zerogate.groups.graph.input_sizes import GraphBuilder
 from zerogate.groups.graph.program import Value, source_meta
+from zerogate.groups.limits import FOLDED_CONSTANT_ENTRIES
 from zerogate.modules.internals import schema_of
-
-_LARGE = 1 << 20
-"""Entries up to which a constant is held as a tensor; a larger one (a mask, say) is made anew by each forward."""
 
 
 def fold_constants(
@@ -86,4 +84,4 @@ def is_followed(value: Value) -> bool:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
         return False
     fixed = [n for n in value.shape if isinstance(n, int)]
-    return any(n > 1 for n in fixed) and math.prod(fixed) <= _LARGE
+    return any(n > 1 for n in fixed) and math.prod(fixed) <= FOLDED_CONSTANT_ENTRIES

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zerogate.groups.arguments import bind
 from zerogate.groups.graph.constants import fold_constants, is_followed
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.graph.input_sizes import GraphBuilder, InputSizes
 from zerogate.groups.graph.program import Program, source_meta
 from zerogate.groups.graph.source_lines import origins_of
-from zerogate.groups.ops import Family, bind, spec_of
+from zerogate.groups.ops import Family, spec_of
 from zerogate.modules.index import named_tensors
 from zerogate.modules.internals import (
     assert_in_graph,

@@ -1,5 +1,4 @@
-"""Shapes of what frequent ops return, in plain Python: many of torch's own shape-only versions take a hundred times as
-long."""
+"""Shapes of what frequent ops return, in plain Python: many of torch's own shape functions take a hundred times as long."""
 
 from __future__ import annotations
 
@@ -9,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zerogate.groups.arguments import Args, Kwargs
+from zerogate.groups.label_tensors import broadcast_shape
 from zerogate.groups.ops import MetaShape, OpSpec
 
 Shape = tuple[int, ...]
@@ -17,7 +18,7 @@ SHAPES: dict[str, Callable[..., Shape | None]] = {}
 _META = torch.device("meta")
 
 
-def result_of(spec: OpSpec, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor | None:
+def result_of(spec: OpSpec, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Tensor | None:
     """An op's result on the meta device, where its shape follows from a few lines; None for everything else."""
     if not tensors or not args or (args[0] is not tensors[0] and spec.name != "cat"):
         return None
@@ -30,7 +31,7 @@ def result_of(spec: OpSpec, args: Any, kwargs: Any, tensors: list[Tensor]) -> Te
             return None
     if spec.meta is not MetaShape.TORCH:
         if spec.in_place:
-            return x if len(tensors) == 1 or broadcast(x.shape, tensors[1].shape) == x.shape else None
+            return x if len(tensors) == 1 or broadcast_shape(x.shape, tensors[1].shape) == x.shape else None
         if spec.meta is MetaShape.FIRST:
             return like(x) if len(tensors) == 1 else None
         return _two(x, args[1]) if len(args) == 2 else None
@@ -62,26 +63,11 @@ def _two(x: Tensor, y: Any) -> Tensor | None:
         return like(x)
     if not isinstance(y, Tensor):
         return None
-    shape = broadcast(x.shape, y.shape)
+    shape = broadcast_shape(x.shape, y.shape)
     for full in (x, y):
         if full.shape == shape:
             return like(full)
     return None if shape is None else torch.empty(shape, dtype=x.dtype, device=_META)
-
-
-def broadcast(a: Sequence[int], b: Sequence[int]) -> Shape | None:
-    """The shape of both, or None where they do not fit."""
-    if a == b:
-        return tuple(a)
-    if len(a) < len(b):
-        a, b = b, a
-    shape = list(a)
-    for i in range(1, len(b) + 1):
-        if shape[-i] == 1:
-            shape[-i] = b[-i]
-        elif b[-i] not in (1, shape[-i]):
-            return None
-    return tuple(shape)
 
 
 def _shape(*names: str) -> Callable[[Callable[..., Shape | None]], Callable[..., Shape | None]]:
@@ -159,7 +145,7 @@ def _each(value: Any, n: int) -> Sequence[int]:
 def _matmul(a: Tensor, b: Tensor) -> Shape | None:
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         return None
-    batch = broadcast(a.shape[:-2], b.shape[:-2])
+    batch = broadcast_shape(a.shape[:-2], b.shape[:-2])
     return None if batch is None else (*batch, a.shape[-2], b.shape[-1])
 
 
@@ -203,7 +189,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *_: Any, 
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
         return None
     wanted = (*q.shape[:3], k.shape[2])
-    if isinstance(attn_mask, Tensor) and broadcast(attn_mask.shape, wanted) != wanted:
+    if isinstance(attn_mask, Tensor) and broadcast_shape(attn_mask.shape, wanted) != wanted:
         return None
     return (*q.shape[:3], v.shape[3])
 

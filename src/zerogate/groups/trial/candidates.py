@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-_LONGEST = 64
-"""Length up to which a tuple or list is searched for sizes; longer ones are tables of something else, and slow to try."""
+from zerogate.groups.limits import LONGEST_SIZE_LIST
 
 
 def modules_near(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -26,6 +25,6 @@ def attributes_equal_to(size: int, module: nn.Module | None) -> list[tuple[str, 
     for name, value in vars(module).items() if module is not None else ():
         if type(value) is int and value == size:
             equal.append((name, None))
-        elif isinstance(value, (tuple, list)) and 0 < len(value) <= _LONGEST:
+        elif isinstance(value, (tuple, list)) and 0 < len(value) <= LONGEST_SIZE_LIST:
             equal += [(name, i) for i, x in enumerate(value) if type(x) is int and x == size]
     return equal

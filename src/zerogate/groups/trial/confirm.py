@@ -13,17 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zerogate.groups.recording.parameters import located
+from zerogate.groups.limits import STEPS_BEFORE
 from zerogate.groups.recording.record import Recording, Step
+from zerogate.groups.recording.tracer import located
 from zerogate.groups.trial.replay import Divergence
 from zerogate.groups.trial.size_attributes import find_size_attribute
 from zerogate.groups.trial.sizes import labels_among
 from zerogate.groups.trial.ties import channel_widths, find_tie
 from zerogate.groups.trial.trial import Trial, random_kept
 from zerogate.structure import Structure
-
-_STEPS_BEFORE = 3
-"""Steps before the one that diverges whose channels stay, too, as a last resort: a size may be computed just before."""
 
 
 def confirm(trial: Trial, structure: Structure, multiple: int = 1) -> Structure:
@@ -37,7 +35,7 @@ def confirm(trial: Trial, structure: Structure, multiple: int = 1) -> Structure:
     passed = 0
     generator = torch.Generator().manual_seed(0)
     while structure.units:
-        trial.recording.name_moved()
+        trial.recording.label_moved_parameters()
         kept = random_kept(structure, generator, multiple)
         divergence = trial.run(structure, kept)
         while divergence is not None and (further := find_size_attribute(trial, structure, kept, divergence)):
@@ -85,7 +83,7 @@ def _freeze_diverging(trial: Trial, structure: Structure, kept: Tensor, divergen
     The same is frozen wherever that line runs."""
     recording, group = trial.recording, structure.group_of_unit
     step = recording.steps[min(divergence.step, len(recording.steps) - 1)]
-    before = recording.steps[max(0, divergence.step - _STEPS_BEFORE) : divergence.step + 1]
+    before = recording.steps[max(0, divergence.step - STEPS_BEFORE) : divergence.step + 1]
     for choice in _CHOICES:
         units = structure.unit_of[choice.labels(recording, step, before)]
         groups = group[units[units >= 0]].unique()

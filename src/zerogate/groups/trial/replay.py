@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.errors import first_line
-from zerogate.groups.ops import Family, OpSpec, bind, spec_of
-from zerogate.groups.recording.record import Recording, Step, scalars_among
-from zerogate.groups.recording.tracer import Tracer, tensors_among
+from zerogate.groups.arguments import Args, AtenOp, Kwargs, bind, scalars_among, tensors_among
+from zerogate.groups.ops import Family, OpSpec, spec_of
+from zerogate.groups.recording.record import Recording, Step
+from zerogate.groups.recording.tensor_maps import TensorMap
+from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.trial.size_arguments import SizeArguments, slice_starts
 from zerogate.groups.trial.sizes import ResultLabels, Shape, Sizes
 from zerogate.modules.internals import storage_key
@@ -52,10 +54,9 @@ def replay(
 ) -> Divergence | None:
     """Runs a smaller model, which is used up, beside the record; returns where and why it leaves it, or None."""
     run = _Replay(recording, sizes, arguments)
-    run.results = recording.results
     inputs = recording.prepared(inputs)
     try:
-        with torch.inference_mode(), run:
+        with torch.inference_mode(), run.tracer:
             call(small, inputs)
     except _Diverged as reason:
         return Divergence(run.at, str(reason), run.current_call())
@@ -72,11 +73,11 @@ class _Diverged(Exception):
     """Raised where the run leaves the record; carries the reason."""
 
 
-class _Replay(Tracer):
+class _Replay:
     """A run that compares each op with the recorded one."""
 
     def __init__(self, recording: Recording, sizes: Sizes, arguments: SizeArguments) -> None:
-        super().__init__(recording.meta)
+        self.tracer = Tracer(self, recording.meta, recording.shapes)
         self.at = 0
         """Number of the step that runs or comes next."""
         self.running = False
@@ -89,7 +90,7 @@ class _Replay(Tracer):
         self._steps, self._sizes, self._arguments = recording.steps, sizes, arguments
         self._current: tuple[object, object, object] = None, (), {}
         self._norms = {n.module for n in recording.norms}  # tried alone, numbers and all
-        self._even = self.by_tensor()
+        self._even: TensorMap[bool] = self.tracer.tensor_map()
         """Tensors of another size than recorded that are the same all along it → whether they are the same everywhere."""
         self._written: dict[int, torch.UntypedStorage] = {}
         """Memory of which that is no longer true; held, so that no other takes its place."""
@@ -104,7 +105,10 @@ class _Replay(Tracer):
         func, args, kwargs = self._current
         return OpCall(func, scalars_among((args, kwargs)), [x.shape for x in tensors_among((args, kwargs))])
 
-    def before(self, func: Any, args: Any, kwargs: Any) -> None:
+    def entered(self, module: str, args: Args, kwargs: Kwargs) -> None:
+        pass
+
+    def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
         spec = spec_of(func)
         if spec.layout_only or self.over:
             return
@@ -115,12 +119,12 @@ class _Replay(Tracer):
             raise _Diverged(_wrong_size(self._steps[self.at]) if is_slice else _ANOTHER_WAY)
         self.running = True
 
-    def visit(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
+    def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         if self.over:
             return
         spec = spec_of(func)
         if spec.layout_only:
-            if out is not args[0] and args[0] in self._even:
+            if isinstance(out, Tensor) and out is not args[0] and args[0] in self._even:
                 self._even[out] = self._even[args[0]]
             return
         self.running = False
@@ -145,7 +149,7 @@ class _Replay(Tracer):
         elif labels is not None and self._even and any([x is argument for argument in args]):
             self._written[storage_key(x)] = x.untyped_storage()
 
-    def _check_numbers(self, step: Step, func: Any, args: Any, kwargs: Any) -> None:
+    def _check_numbers(self, step: Step, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
         """Compares the numbers that an op was given with the recorded ones, but for sizes, which follow from labels."""
         if step.spec.family is Family.FACTORY:
             if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
@@ -164,7 +168,7 @@ class _Replay(Tracer):
             if any(self._sizes.count(argument.rows) not in groups for argument in self._arguments.of(step)):
                 raise _Diverged(f"{step.name} in a number of groups that is written down")
 
-    def _stays_even(self, func: Any, spec: OpSpec, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool | None:
+    def _stays_even(self, func: AtenOp, spec: OpSpec, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> bool | None:
         """What may be said of a result that has another size than recorded: True if it is the same everywhere, False if it
         is the same all along the dimensions that changed, None if it need not be.
 

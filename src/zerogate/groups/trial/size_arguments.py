@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from zerogate.groups.labels import along
+from zerogate.groups.arguments import tensors_among
+from zerogate.groups.label_tensors import varying_rows
 from zerogate.groups.ops import Family
 from zerogate.groups.recording.record import Step
-from zerogate.groups.recording.tracer import tensors_among
 
 Arguments = Mapping[str, Any]
 """An ATen op's arguments by name, with the defaults filled in."""
@@ -38,7 +38,7 @@ class SizeArguments:
 
     def of(self, step: Step) -> list[SizeArgument]:
         """What `size_arguments` says of the step, with the labels that its results have by now."""
-        labels = [labels for _, labels in step.outs]
+        labels: list[object] = [labels for _, labels in step.outs]
         known = self._known.get(id(step))
         if known is None or any(was is not now for was, now in zip(known[0], labels, strict=True)):
             known = self._known[id(step)] = labels, size_arguments(step)
@@ -86,14 +86,6 @@ def slice_starts(step: Step, bound: Arguments) -> Iterator[tuple[str, Tensor]]:
     rows = varying_rows(step.entering[0], dim)
     if rows is not None and start > 0:
         yield argument, rows[:start]
-
-
-def varying_rows(labels: Tensor | None, dim: int) -> Tensor | None:
-    """Labels as rows, [size of dim, everything else that varies]; None where they do not vary along it."""
-    if labels is None or not labels.numel():
-        return None
-    dim %= labels.ndim
-    return None if labels.shape[dim] > 1 and labels.stride(dim) == 0 else along(labels, dim)
 
 
 def _size_argument(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from zerogate.groups.limits import MOST_ATTRIBUTES_AT_ONCE, MOST_ATTRIBUTES_TRIED
 from zerogate.groups.recording.record import Recording, Step
 from zerogate.groups.trial.candidates import attributes_equal_to, modules_near
 from zerogate.groups.trial.replay import Divergence
@@ -16,12 +17,6 @@ from zerogate.structure import SizeAttribute, Structure
 
 Key = tuple[str, str, int | None]
 """Module, attribute, and place in it where it is a tuple or list."""
-
-_MOST_ATTEMPTS = 12
-"""Attributes tried for one op. A module with more of the same number mostly holds it for other reasons; then the op's
-channels stay."""
-_MOST_TOGETHER = 8
-"""Attributes that are set all at once if none alone lets the run go on; more would hit some that must stay as they are."""
 
 
 def find_size_attribute(trial: Trial, structure: Structure, kept: Tensor, divergence: Divergence) -> Divergence | None:
@@ -107,8 +102,8 @@ class _AttributeSearch:
                 lists.setdefault((candidate.module, candidate.attribute), []).append(number)
         attempts = [tuple(numbers) for numbers in lists.values() if len(numbers) > 1]
         attempts += [(number,) for number in new]
-        further = self.bisect(attempts[:_MOST_ATTEMPTS])
-        if further is None and 1 < len(new) <= _MOST_TOGETHER:
+        further = self.bisect(attempts[:MOST_ATTRIBUTES_TRIED])
+        if further is None and 1 < len(new) <= MOST_ATTRIBUTES_AT_ONCE:
             further = self.bisect([tuple(new)])
         return further
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import labels_in, narrow_constant
+from zerogate.groups.arguments import tensors_among
+from zerogate.groups.label_tensors import drop_expanded, labels_in
 from zerogate.groups.recording.record import Step
-from zerogate.groups.recording.tracer import tensors_among
 
 Shape = tuple[int, ...]
 ResultLabels = Tensor | list[Tensor] | None
@@ -87,7 +87,7 @@ class Sizes:
         return self._shapes[key]
 
     def _box_left(self, full: Shape, labels: Tensor) -> Shape | None:
-        (narrow,) = narrow_constant(labels)
+        (narrow,) = drop_expanded(labels)
         vary = [d for d, (n, stride) in enumerate(zip(full, labels.stride(), strict=True)) if n > 1 and stride]
         stays, shape = self.kept[narrow], [*full]
         if not vary:
@@ -99,7 +99,7 @@ class Sizes:
 
     def removes_any(self, labels: object) -> bool:
         """Whether any label in these tensors, or lists of tensors, is removed."""
-        return any(not bool(self.kept[narrow_constant(each)[0]].all()) for each in tensors_among([labels]))
+        return any(not bool(self.kept[drop_expanded(each)[0]].all()) for each in tensors_among([labels]))
 
     def count(self, rows: Tensor) -> int:
         """How many rows of labels [n, m] have a label that stays."""

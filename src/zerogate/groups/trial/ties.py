@@ -7,19 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import labels_in, narrow_constant, squash, varying_dims
+from zerogate.groups.arguments import tensors_among
+from zerogate.groups.label_tensors import collapse, drop_expanded, labels_in, varying_dims
+from zerogate.groups.limits import SEEDS_OF_A_TIE
 from zerogate.groups.recording.record import Step
-from zerogate.groups.recording.tracer import tensors_among
 from zerogate.groups.trial.candidates import attributes_equal_to, modules_near
 from zerogate.groups.trial.replay import Divergence
 from zerogate.groups.trial.size_attributes import find_size_attribute, steps_alike
 from zerogate.groups.trial.sizes import labels_among
 from zerogate.groups.trial.trial import Trial, random_kept
 from zerogate.structure import Structure
-
-_SEEDS = (1, 2, 3)
-"""Draws of kept units for which a tie is tried: with one draw a run may diverge further up for another reason, and be right
-by chance with others."""
 
 Place = tuple[int, str, int | None]
 """An attribute near a step: how far from its module (see `modules_near`), its name, and the place in it."""
@@ -62,17 +59,17 @@ def find_tie(trial: Trial, structure: Structure, divergence: Divergence) -> Stru
 
 def channel_widths(step: Step) -> list[tuple[int, ...]]:
     """The sizes of what a step works on, along the dimensions of its channels; the same in blocks of one width."""
-    return [tuple(x.shape[d] for d in varying_dims(squash(x))) for x in step.entering]
+    return [tuple(x.shape[d] for d in varying_dims(collapse(x))) for x in step.entering]
 
 
 def _try(trial: Trial, step: Step, divergence: Divergence) -> Structure | None:
     """The units with the labels as they are tied now, if a run with them goes on past the step."""
     tied = trial.find_units()
-    trial.recording.name_moved()
+    trial.recording.label_moved_parameters()
     labels = labels_among(step.entering, [results for _, results in step.outs])
     if not tied.units or not (tied.unit_of[labels] >= 0).any():
         return None
-    for seed in _SEEDS:
+    for seed in SEEDS_OF_A_TIE:
         kept = random_kept(tied, torch.Generator().manual_seed(seed))
         further = trial.run(tied, kept)
         if further is None or further.step >= divergence.step:
@@ -113,7 +110,7 @@ def _tie_to_inputs(trial: Trial, structure: Structure, step: Step) -> None:
 
 def _tie_places(trial: Trial, own: Tensor, entering: Tensor) -> None:
     """Ties labels to those of an input that varies along one dimension, place by place, as often as they fit in."""
-    (own,), (entering,) = narrow_constant(own), narrow_constant(entering)
+    (own,), (entering,) = drop_expanded(own), drop_expanded(entering)
     n = entering.numel()
     if n > 1 and own.numel() % n == 0 and sum(size > 1 for size in entering.shape) == 1:
         trial.recording.labels.unite(own.reshape(-1, n), entering.reshape(1, -1))

@@ -6,8 +6,8 @@ import operator
 
 from torch import Tensor, fx
 
+from zerogate.groups.arguments import bind
 from zerogate.groups.graph.graph_model import ARGUMENTS, GraphModel, attribute_of, integers
-from zerogate.groups.ops import bind
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.trial.size_arguments import SizeArgument, size_arguments
 from zerogate.structure import SizeAttribute
