@@ -14,7 +14,7 @@ def make_slices_whole(recording: Recording) -> None:
 
     Where classes of labels are no slices yet, they are tied along the dimension that leaves most of them.
     """
-    if recording.settled_at == recording.labels.changes:
+    if recording.constraints_met_at == recording.labels.changes:
         return
     constraints = {
         (c.labels.data_ptr(), c.labels.shape, c.labels.stride(), c.name, c.dims): c for c in recording.slice_constraints
@@ -24,7 +24,7 @@ def make_slices_whole(recording: Recording) -> None:
         root, (why, _) = recording.labels.roots(), recording.labels.reasons()
         root = torch.where(why[root] < 0, root, 0)
         whole = all([_make_whole(recording, root, constraint) for constraint in constraints.values()])
-    recording.settled_at = recording.labels.changes
+    recording.constraints_met_at = recording.labels.changes
 
 
 def _make_whole(recording: Recording, root: Tensor, constraint: SliceConstraint) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from zerogate.groups.code_lines import is_internal
 from zerogate.groups.graph.program import Origin
-from zerogate.groups.recording.tracer import is_internal
 
 
 def origins_of(

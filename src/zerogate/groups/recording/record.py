@@ -126,7 +126,7 @@ class Recording:
     """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
     shapes: ShapeCache = field(default_factory=ShapeCache)
     """What ops give on the meta device, for all runs of this model and of its cut copies."""
-    settled_at: int = -1
+    constraints_met_at: int = -1
     """`Labels.changes` when all slice constraints were last met."""
     _axes_named: int = -1
     """Number of axes when moved parameters were last labelled."""

@@ -2,18 +2,16 @@
 
 Requirements:
 
-* A listener hears of every op, before and after it runs, and of every module whose forward begins. * No op allocates
-data where its shape is enough. Each runs once for all operands of the same shapes (`ShapeCache`), or its
+* A listener hears of every op, before and after it runs, and of every module whose forward begins.
+* No op allocates data where its shape is enough. Each runs once for all operands of the same shapes (`ShapeCache`), or its
   shape follows from a few lines of Python (`meta_shapes`).
-* A forward that asks for a value mostly gets it (`KnownValues`). One that asks for a value that depends on weights or
-inputs
+* A forward that asks for a value mostly gets it (`KnownValues`). One that asks for a value that depends on weights or inputs
   makes the run fail with `UnknownValue`, and it is repeated with data.
 * Errors are those of a run with data: where torch's shape functions check less, the run fails.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, Place, map_arguments, takes_device, tensors_among
+from zerogate.groups.code_lines import is_internal, located
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.ops import spec_of
 from zerogate.groups.recording.known_values import KnownValues, on_device
@@ -160,21 +159,6 @@ class Tracer(TorchDispatchMode):
     def where(self, reason: str) -> str:
         """A reason, with the module and the line of the user's code that is running."""
         return located(reason, self.module, self.place())
-
-
-def located(reason: str, module: str, place: Place) -> str:
-    """A reason with the module and the line that it holds for: ``softmax over channels in head (net.py:12)``."""
-    line = f" ({place[0].replace(chr(92), '/').rpartition('/')[2]}:{place[1]})" if place[0] else ""
-    return f"{reason}{f' in {module}' if module else ''}{line}"
-
-
-_PACKAGE = Path(__file__).parents[2]
-_INTERNAL = tuple(map(str, (Path(torch.__file__).parent, _PACKAGE / "groups", _PACKAGE / "modules")))
-
-
-def is_internal(file: str) -> bool:
-    """Whether a file is torch's, or one of this package's that run models."""
-    return file.startswith(_INTERNAL)
 
 
 class _Enter:

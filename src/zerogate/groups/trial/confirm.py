@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zerogate.groups.code_lines import located
 from zerogate.groups.limits import STEPS_BEFORE
 from zerogate.groups.recording.record import Recording, Step
-from zerogate.groups.recording.tracer import located
 from zerogate.groups.trial.replay import Divergence
 from zerogate.groups.trial.size_attributes import find_size_attribute
 from zerogate.groups.trial.sizes import labels_among
