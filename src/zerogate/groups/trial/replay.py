@@ -9,7 +9,6 @@ of that op stay.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 from zerogate.errors import first_line
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, bind, scalars_among, tensors_among
 from zerogate.groups.ops import Family, OpSpec, spec_of
-from zerogate.groups.recording.record import Recording, Step
+from zerogate.groups.recording.record import Recording, ResultLabels, Step
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.trial.size_arguments import SizeArguments, slice_starts
-from zerogate.groups.trial.sizes import ResultLabels, Shape, Sizes
+from zerogate.groups.trial.sizes import Shape, Sizes
 from zerogate.modules.internals import storage_key
 from zerogate.modules.run import Inputs, call
 
@@ -106,9 +105,10 @@ class _Replay:
         return OpCall(func, scalars_among((args, kwargs)), [x.shape for x in tensors_among((args, kwargs))])
 
     def entered(self, module: str, args: Args, kwargs: Kwargs) -> None:
-        pass
+        """What modules are given shows in their ops."""
 
     def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
+        """Compares an op with the one that comes next in the record."""
         spec = spec_of(func)
         if spec.layout_only or self.over:
             return
@@ -120,6 +120,7 @@ class _Replay:
         self.running = True
 
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
+        """Compares what an op was given and has returned with the record."""
         if self.over:
             return
         spec = spec_of(func)
@@ -136,7 +137,7 @@ class _Replay:
         self.at += 1
 
     def _check_shape(
-        self, step: Step, x: Tensor, full: Shape, labels: ResultLabels, even: bool | None, args: Any
+        self, step: Step, x: Tensor, full: Shape, labels: ResultLabels, even: bool | None, args: Args
     ) -> None:
         """Compares the shape of a result with what its labels promise."""
         shape = tuple(x.shape)

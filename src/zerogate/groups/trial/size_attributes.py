@@ -77,8 +77,8 @@ class _AttributeSearch:
         return self._search(new)
 
     def _new_candidates(self, sizes: Sequence[SizeArgument]) -> list[int]:
-        """Numbers of new candidates: attributes in or around the step's module that have one of these sizes, where that is
-        not what is left."""
+        """Numbers of new candidates: attributes in or around the step's module that have one of these sizes, of which the
+        smaller copy has fewer."""
         first = len(self._candidates)
         modules = self._trial.modules
         for size in sizes:
@@ -152,7 +152,7 @@ class _AttributeSearch:
             if path == candidate.module or type(holder) is not type(modules[candidate.module]):
                 continue
             for size in self._trial.arguments.related_sizes(other):
-                # of a list that is given as it is held, all places
+                # a list that is passed on as it is held follows in all its places
                 whole_list = candidate.entry is not None and candidate.entry == own.entry
                 entry = size.entry if whole_list else candidate.entry
                 same = size.argument == own.argument and (size.entry == own.entry or entry == size.entry)
@@ -168,7 +168,7 @@ def steps_alike(recording: Recording, step: Step) -> list[Step]:
 
 
 def _moved(path: str, start: str, to: str) -> str:
-    """The module that stands to ``to`` as ``path``, which is around or inside of ``start``, stands to that."""
+    """The module that is, seen from module ``to``, where ``path`` is seen from ``start``: around it, or inside of it."""
     if not start.startswith(path):
         return f"{to}.{path[len(start) :].lstrip('.')}".lstrip(".")
     below = start[len(path) :].lstrip(".")

@@ -10,12 +10,9 @@ from torch import Tensor
 
 from zerogate.groups.arguments import tensors_among
 from zerogate.groups.label_tensors import drop_expanded, labels_in
-from zerogate.groups.recording.record import Step
+from zerogate.groups.recording.record import ResultLabels, Step
 
 Shape = tuple[int, ...]
-ResultLabels = Tensor | list[Tensor] | None
-"""Labels of an op's result, as `Step.outs` has them: one tensor of the result's shape; None where nothing of it can be
-removed; or for a parameter that was moved a list with the labels along each of its dimensions."""
 
 
 class LabelVectors:
