@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
 from typing import Any
 
 import torch
@@ -97,6 +96,9 @@ class OpSpec:
 
 OPS: dict[str, OpSpec] = {}
 """ATen op → what is known of it."""
+_BY_OVERLOAD: dict[int, tuple[AtenOp, OpSpec]] = {}
+"""Overloads by identity, each held, with their specs: torch computes their hashes in Python, and `spec_of` runs for every
+op."""
 
 
 def declare(names: str, family: Family, *, in_place: str = "", **facts: Any) -> None:
@@ -112,12 +114,18 @@ def declare(names: str, family: Family, *, in_place: str = "", **facts: Any) -> 
         OPS[name] = OpSpec(name, family, pointwise=family is Family.POINTWISE, **facts)
     for name in in_place.split():
         OPS[name] = OpSpec(name, family, in_place=True, pointwise=family is Family.POINTWISE, **facts)
-    spec_of.cache_clear()
+    _BY_OVERLOAD.clear()
 
 
-@cache
 def spec_of(func: AtenOp) -> OpSpec:
     """What is known of an op as it was called, an overload: ``aten.add.Tensor``."""
+    known = _BY_OVERLOAD.get(id(func))
+    if known is None:
+        known = _BY_OVERLOAD[id(func)] = func, _spec_of(func)
+    return known[1]
+
+
+def _spec_of(func: AtenOp) -> OpSpec:
     name = func.overloadpacket.__name__
     spec = OPS.get(name)
     tagged = torch.Tag.pointwise in func.tags

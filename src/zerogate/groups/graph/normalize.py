@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from zerogate.groups.arguments import bind
+from zerogate.groups.arguments import AtenOp, bind
 from zerogate.groups.graph.constants import fold_constants, is_followed
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.graph.input_sizes import GraphBuilder, InputSizes
@@ -180,7 +180,7 @@ class GraphNormalizer:
     def _uniform(self, node: fx.Node) -> fx.Node | None:
         """A tensor filled with one number, as one of fixed sizes that is expanded along those of the inputs; None for
         all else."""
-        spec = spec_of(node.target)
+        spec = spec_of(cast(AtenOp, node.target))
         value: Any = node.meta.get("val")
         place = 1 if spec.name.startswith("new_") else 0
         args: Any = node.args
@@ -200,7 +200,7 @@ class GraphNormalizer:
 
     def _slice(self, node: fx.Node) -> fx.Node | None:
         """Slices of a dimension whose size is fixed, with every size counted from the start; None for all else."""
-        spec = spec_of(node.target)
+        spec = spec_of(cast(AtenOp, node.target))
         if spec.family is not Family.SLICE or not (spec.equal_pieces or spec.start == "start"):
             return None
         bound = bind(node.target, node.args, node.kwargs)

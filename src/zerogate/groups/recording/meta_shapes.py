@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,8 @@ from zerogate.groups.label_tensors import broadcast_shape
 from zerogate.groups.ops import MetaShape, OpSpec
 
 Shape = tuple[int, ...]
+Sizes = int | Sequence[int]
+"""One for all dimensions, or one for each."""
 SHAPES: dict[str, Callable[..., Shape | None]] = {}
 """ATen op → the shape of its one result, from its arguments; None where the op itself must say (or complain)."""
 _META = torch.device("meta")
@@ -58,7 +59,8 @@ def like(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
 
 
-def _two(x: Tensor, y: Any) -> Tensor | None:
+def _two(x: Tensor, y: object) -> Tensor | None:
+    """The result of two operands, broadcast; the memory format is that of the one that has its shape."""
     if isinstance(y, (int, float)):
         return like(x)
     if not isinstance(y, Tensor):
@@ -70,7 +72,9 @@ def _two(x: Tensor, y: Any) -> Tensor | None:
     return None if shape is None else torch.empty(shape, dtype=x.dtype, device=_META)
 
 
-def _shape(*names: str) -> Callable[[Callable[..., Shape | None]], Callable[..., Shape | None]]:
+def shape_of(*names: str) -> Callable[[Callable[..., Shape | None]], Callable[..., Shape | None]]:
+    """Registers a function as what the shape of these ops' result follows from."""
+
     def register(function: Callable[..., Shape | None]) -> Callable[..., Shape | None]:
         SHAPES.update(dict.fromkeys(names, function))
         return function
@@ -78,30 +82,30 @@ def _shape(*names: str) -> Callable[[Callable[..., Shape | None]], Callable[...,
     return register
 
 
-@_shape("softmax", "log_softmax")
-def _softmax(x: Tensor, dim: int, dtype: Any = None) -> Shape | None:
+@shape_of("softmax", "log_softmax")
+def _softmax(x: Tensor, dim: int, dtype: object = None) -> Shape | None:
     return x.shape if dtype is None and -x.ndim <= dim < x.ndim else None
 
 
-@_shape("batch_norm", "instance_norm")
-def _batch_norm(x: Tensor, *others: Any) -> Shape | None:
+@shape_of("batch_norm", "instance_norm")
+def _batch_norm(x: Tensor, *others: object) -> Shape | None:
     fit = x.ndim > 1 and all(t.ndim == 1 and len(t) == x.shape[1] for t in others if isinstance(t, Tensor))
     return x.shape if fit else None
 
 
-@_shape("group_norm")
-def _group_norm(x: Tensor, num_groups: int, *others: Any) -> Shape | None:
+@shape_of("group_norm")
+def _group_norm(x: Tensor, num_groups: int, *others: object) -> Shape | None:
     return None if num_groups < 1 or x.ndim < 2 or x.shape[1] % num_groups else _batch_norm(x, *others)
 
 
-@_shape("layer_norm", "rms_norm")
-def _layer_norm(x: Tensor, normalized_shape: Any, *others: Any) -> Shape | None:
+@shape_of("layer_norm", "rms_norm")
+def _layer_norm(x: Tensor, normalized_shape: Sequence[int], *others: object) -> Shape | None:
     over = tuple(normalized_shape)
     fit = len(over) and x.shape[-len(over) :] == over and all(t.shape == over for t in others if isinstance(t, Tensor))
     return x.shape if fit else None
 
 
-@_shape("linear")
+@shape_of("linear")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         return None
@@ -110,14 +114,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | No
     return (*x.shape[:-1], weight.shape[0])
 
 
-@_shape("conv1d", "conv2d", "conv3d")
+@shape_of("conv1d", "conv2d", "conv3d")
 def _convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
 ) -> Shape | None:
     n = weight.ndim - 2
@@ -135,13 +139,14 @@ def _convolution(
     return (x.shape[0], weight.shape[0], *sizes)
 
 
-def _each(value: Any, n: int) -> Sequence[int]:
+def _each(value: Sizes, n: int) -> Sequence[int]:
+    """A size for each of n dimensions, where one number may stand for all."""
     if isinstance(value, int):
         return (value,) * n
     return value if len(value) == n else tuple(value) * n
 
 
-@_shape("matmul", "bmm", "mm")
+@shape_of("matmul", "bmm", "mm")
 def _matmul(a: Tensor, b: Tensor) -> Shape | None:
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         return None
@@ -149,7 +154,7 @@ def _matmul(a: Tensor, b: Tensor) -> Shape | None:
     return None if batch is None else (*batch, a.shape[-2], b.shape[-1])
 
 
-@_shape("cat")
+@shape_of("cat")
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Shape | None:
     first = tensors[0]
     n = first.ndim
@@ -167,8 +172,8 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Shape | None:
     return (*first.shape[:dim], total, *first.shape[dim + 1 :])
 
 
-@_shape("mean", "sum", "amax", "amin")
-def _reduced(x: Tensor, dim: Any = None, keepdim: bool = False) -> Shape | None:
+@shape_of("mean", "sum", "amax", "amin")
+def _reduced(x: Tensor, dim: Sizes | None = None, keepdim: bool = False) -> Shape | None:
     if dim is None or dim == []:
         return (1,) * x.ndim if keepdim else ()
     dims = {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)} if x.ndim else set()
@@ -177,13 +182,13 @@ def _reduced(x: Tensor, dim: Any = None, keepdim: bool = False) -> Shape | None:
     return tuple(n for d, n in enumerate(x.shape) if d not in dims)
 
 
-@_shape("adaptive_avg_pool2d")
-def _adaptive(x: Tensor, output_size: Any) -> Shape | None:
+@shape_of("adaptive_avg_pool2d")
+def _adaptive(x: Tensor, output_size: Sizes) -> Shape | None:
     return (*x.shape[:-2], *_each(output_size, 2)) if x.ndim in (3, 4) else None
 
 
-@_shape("scaled_dot_product_attention")
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *_: Any, **rest: Any) -> Shape | None:
+@shape_of("scaled_dot_product_attention")
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: object = None, *_: object, **rest: object) -> Shape | None:
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or rest.get("enable_gqa"):
         return None
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
@@ -194,8 +199,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *_: Any, 
     return (*q.shape[:3], v.shape[3])
 
 
-@_shape("upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
-def _upsample(x: Tensor, output_size: Any, *rest: Any, **named: Any) -> Shape | None:
+@shape_of("upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
+def _upsample(x: Tensor, output_size: Sequence[int] | None, *rest: object, **named: object) -> Shape | None:
     if x.ndim != 4:
         return None
     if output_size is None:
