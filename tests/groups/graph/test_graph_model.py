@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from support import Lambda
 from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import ARGUMENTS, GraphModel, attribute_of, integers
-from zerogate.groups.recording.record_run import watch
 from zerogate.groups.trial.candidates import modules_near
-from zerogate.groups.trial.written_sizes import follow_written_sizes
-from zerogate.structure import SizeAttribute
 
 ATEN = torch.ops.aten
 
@@ -69,15 +66,3 @@ def test_a_copy_shares_the_program_and_holds_its_own_tensors(graph: GraphModel) 
     assert twin.get_submodule("a").weight is not graph.get_submodule("a").weight
     x = torch.randn(2, 5)
     assert torch.equal(*twin(x), *graph(x))
-
-
-def test_written_sizes_count_the_labels_along_them(graph: GraphModel) -> None:
-    recording = watch(graph, torch.randn(2, 5))
-    follow_written_sizes(graph, recording)
-    sizes: dict[str, list[SizeAttribute]] = {}
-    for size in recording.size_attributes.values():
-        assert size.module == ARGUMENTS
-        sizes.setdefault(size.attribute, []).append(size)
-    view = sizes[attribute_of(node_of(graph, ATEN.view.default))]
-    assert {(s.entry, tuple(s.rows.shape)) for s in view} == {(0, (4, 6)), (1, (6, 4))}
-    assert torch.equal(view[0].rows, view[1].rows.T)
