@@ -1,10 +1,11 @@
 """What is known of each ATen op, said once: `OPS` holds one declaration for every op that a forward can run.
 
 A declaration states an op's family, which says what happens to the labels of its operands, and the few facts that set it
-apart within the family. Rules, tracing, trial runs and exported graphs all ask here. An op that is declared nowhere is of
-the family `Family.OTHER`: without a rule, it freezes the labels that enter it.
+apart within the family. Rules, tracing, trial runs and exported graphs all ask here. An op that is declared nowhere freezes
+the labels that enter it, unless torch tags it as pointwise.
 
-To teach zerogate an op: `declare` it, and where the law of its family is not its own, write a rule (`groups.rules.op.rule`).
+To teach zerogate an op: `declare` it, and where its family has no law that holds for it, write a rule (`rules.op.rule`). The
+guide is docs/add_an_op_rule.md.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Family(Enum):
     CONTRACTION = "labels of the summed dimension are consumed, and a parameter makes new ones"
     NORM = "channels are scaled by statistics and by parameters that are sliced with them"
     REARRANGEMENT = "channels change places in a pattern of their own"
-    REFUSED = "known, but not to be followed"
-    OTHER = "nothing is known"
+    REFUSED = "known, and not to be followed: labels that enter it stay"
+    OTHER = "nothing in common: a rule of its own, or none, and then the labels that enter it stay"
 
 
 class MetaShape(Enum):
@@ -101,7 +102,7 @@ _BY_OVERLOAD: dict[int, tuple[AtenOp, OpSpec]] = {}
 op."""
 
 
-def declare(names: str, family: Family, *, in_place: str = "", **facts: Any) -> None:
+def declare(names: str, family: Family = Family.OTHER, *, in_place: str = "", **facts: Any) -> None:
     """Enters ops into `OPS`.
 
     Args:
@@ -149,7 +150,7 @@ declare("softplus square sqrt rsqrt exp log abs", Family.POINTWISE, meta=_FIRST)
 declare("add sub mul div", Family.POINTWISE, in_place="add_ sub_ mul_ div_", meta=_BROADCAST)
 declare("maximum minimum", Family.POINTWISE, meta=_BROADCAST)
 declare(
-    """softsign hardshrink softshrink tanhshrink threshold log_sigmoid rrelu where true_divide rsub lerp addcmul addcdiv
+    """hardshrink softshrink threshold log_sigmoid rrelu where true_divide rsub lerp addcmul addcdiv
     multiply divide subtract negative absolute""",
     Family.POINTWISE,
     in_place="threshold_ copy_",
@@ -158,7 +159,7 @@ declare("glu prelu", Family.REARRANGEMENT)
 
 declare("dropout feature_dropout", Family.IDENTITY, in_place="dropout_ feature_dropout_", meta=_FIRST)
 declare(
-    """clone to _to_copy type_as float double half bfloat16 alpha_dropout feature_alpha_dropout native_dropout positive conj
+    """clone to _to_copy type_as alpha_dropout feature_alpha_dropout native_dropout positive conj
     resolve_conj resolve_neg nan_to_num zeros_like ones_like empty_like full_like rand_like randn_like""",
     Family.IDENTITY,
     in_place="alpha_dropout_ requires_grad_ fill_ zero_ detach_ nan_to_num_",
@@ -213,7 +214,7 @@ declare(
     Family.SHAPE_ONLY,
 )
 declare("_local_scalar_dense item", Family.SHAPE_ONLY, reads_values=True)
-declare("is_nonzero equal tolist", Family.OTHER, reads_values=True)
+declare("is_nonzero equal", Family.OTHER, reads_values=True)
 declare("zeros new_zeros", Family.FACTORY, fill=0)
 declare("ones new_ones", Family.FACTORY, fill=1)
 declare("full new_full", Family.FACTORY, fill="fill_value")
@@ -221,24 +222,22 @@ declare("empty new_empty", Family.FACTORY)
 
 # --- along dimensions -------------------------------------------------------------------------------------------------
 
-declare("softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp normalize", Family.MIXING)
+declare("softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp", Family.MIXING)
 declare(
     """mean sum amax amin std var max min logsumexp norm linalg_vector_norm median nansum var_mean std_mean argmax argmin
     prod any all""",
     Family.REDUCTION,
 )
-for _n in (1, 2, 3):
-    declare(
-        f"""max_pool{_n}d avg_pool{_n}d adaptive_max_pool{_n}d _adaptive_avg_pool{_n}d max_pool{_n}d_with_indices
-        upsample_linear{_n}d upsample_trilinear{_n}d _upsample_nearest_exact{_n}d _upsample_bilinear{_n}d_aa
-        _upsample_bicubic{_n}d_aa fractional_max_pool{_n}d reflection_pad{_n}d replication_pad{_n}d lp_pool{_n}d""",
-        Family.POOL,
-    )
-    declare(
-        f"adaptive_avg_pool{_n}d upsample_nearest{_n}d upsample_bilinear{_n}d upsample_bicubic{_n}d",
-        Family.POOL,
-        keeps_format=_n == 2,
-    )
+declare(
+    """max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+    upsample_nearest1d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa""",
+    Family.POOL,
+)
+declare("adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d", Family.POOL, keeps_format=True)
 declare("grid_sampler grid_sampler_2d grid_sampler_3d", Family.REARRANGEMENT)
 
 declare("batch_norm instance_norm", Family.NORM, keeps_format=True)
@@ -254,17 +253,16 @@ declare("cosine_similarity _weight_norm _weight_norm_interface", Family.REFUSED)
 
 # --- sums over channels -----------------------------------------------------------------------------------------------
 
-for _n in (1, 2, 3):
-    declare(
-        f"conv{_n}d",
-        Family.CONTRACTION,
-        sizes=("groups",),
-        only_sizes=True,
-        makes_channels=True,
-        frees_parameters=True,
-        one_dtype=True,
-        keeps_format=True,
-    )
+declare(
+    "conv1d conv2d conv3d",
+    Family.CONTRACTION,
+    sizes=("groups",),
+    only_sizes=True,
+    makes_channels=True,
+    frees_parameters=True,
+    one_dtype=True,
+    keeps_format=True,
+)
 declare(
     "conv_transpose1d conv_transpose2d conv_transpose3d convolution",
     Family.CONTRACTION,
