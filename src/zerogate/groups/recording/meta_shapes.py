@@ -193,8 +193,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: object = None, *_: ob
         return None
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
         return None
-    wanted = (*q.shape[:3], k.shape[2])
-    if isinstance(attn_mask, Tensor) and broadcast_shape(attn_mask.shape, wanted) != wanted:
+    scores = (*q.shape[:3], k.shape[2])
+    if isinstance(attn_mask, Tensor) and broadcast_shape(attn_mask.shape, scores) != scores:
         return None
     return (*q.shape[:3], v.shape[3])
 

@@ -81,13 +81,12 @@ class ParameterTable:
         if len(touching) == 1 and len(along_it) == 1:
             (t,) = along_it
             places, size = rows_along(index[touching[0]], t)[:, 0], self._shapes[view.name][touching[0]]
-            if vary == along_it and torch.equal(
-                places, torch.arange(size)
-            ):  # the usual case: one dimension, in its order
+            in_order = vary == along_it and torch.equal(places, torch.arange(size))
+            if in_order:  # the usual case
                 self._recording.attach(view.name, touching[0], rows_along(labels, t)[:, 0])
                 return
             if vary - along_it:
-                # what is removed may lie along the other dimensions, and the parameter stay whole: the end shows
+                # what is removed may lie along the other dimensions, and the parameter stays whole: the end shows
                 (narrow,) = drop_expanded(labels)
                 dims = tuple(touching[0] if d == t else -1 for d in range(labels.ndim))
                 reason = self._tracer.where("a parameter among channels")

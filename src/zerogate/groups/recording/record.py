@@ -103,7 +103,7 @@ class Recording:
     calls: list[LayerCall] = field(default_factory=list)
     """Every run of a layer, in order."""
     repeated: dict[int, Tensor] = field(default_factory=dict)
-    """Number of a call that is made once for each channel → labels of these."""
+    """Number of a call that runs once for each channel → labels of these channels."""
     inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """Labels of the network's own inputs, if they are asked for."""
     unfollowed: dict[str, str] = field(default_factory=dict)
@@ -123,7 +123,8 @@ class Recording:
     """Module → labels of what it was last called with."""
     moved_parameters: list[MovedParameter] = field(default_factory=list)
     twin: nn.Module | None = None
-    """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
+    """A copy as it was before the run, to cut and run again; None where it would hold data: it is copied again when it
+    is needed."""
     shapes: ShapeCache = field(default_factory=ShapeCache)
     """What ops give on the meta device, for all runs of this model and of its cut copies."""
     constraints_met_at: int = -1

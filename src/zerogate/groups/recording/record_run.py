@@ -1,7 +1,7 @@
 """Runs a copy of the model once and follows the label of every channel through it.
 
 The copy runs in inference mode: there ATen ops arrive whole (``linear``, ``batch_norm``, ``flatten``) rather than in
-pieces, and whatever the run leaves behind is left in the copy.
+pieces, and whatever the run changes is changed in the copy.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _dtypes(model: nn.Module) -> str:
-    found = sorted({str(p.dtype) for p in model.parameters()})
-    return f" ({', '.join(found)})" if found else ""
+    dtypes = sorted({str(p.dtype) for p in model.parameters()})
+    return f" ({', '.join(dtypes)})" if dtypes else ""
 
 
 def _describe(inputs: Inputs) -> str:

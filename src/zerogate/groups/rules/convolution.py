@@ -32,22 +32,21 @@ def _convolution(op: Op) -> Out:
         raise Freeze(f"{op.name} over channels")
     vector = entering_channels(op, x, channel_dim)
     dims = (0, 1) if transposed else (1, 0)
-    free = vector is not None and bool(vector.any())
+    any_free = vector is not None and bool(vector.any())
+    few_in_each = groups * groups >= inputs
     if groups == 1:
         new = op.context.record_layer(weight, bias, entering=vector, dims=dims, macs=macs, channel_dim=channel_dim)
-    elif transposed and not (free and groups == inputs == outputs):
+    elif transposed and not (any_free and groups == inputs == outputs):
         op.context.record_layer(weight, None, entering=None, dims=(None, None), macs=macs * inputs * outputs / groups)
         if groups == inputs == outputs:
             return None
         raise Freeze(f"transposed convolution in {groups} groups")
-    elif (
-        vector is not None and free and groups * groups >= inputs
-    ):  # few channels in each: all of one group are one unit
+    elif vector is not None and any_free and few_in_each:  # all of one group are one unit
         vector = op.context.tie_rows(vector.view(groups, -1), _MIXED_GROUPS)
         op.context.state_size("groups", groups, vector[:, None])
         vector = vector.repeat_interleave(outputs // groups)
         new = op.context.record_grouped_conv(weight, bias, vector, macs * (inputs // groups), channel_dim)
-    else:  # many channels in each: those at one place of all groups are tied
+    else:  # those at one place of all groups are tied
         if vector is not None:
             vector = op.context.tie_rows(vector.view(groups, -1).T, _MIXED_GROUPS)
         new = op.context.record_layer(

@@ -27,9 +27,8 @@ def _slice(op: Op) -> Out:
         return moved
     if op.name in ("select", "unbind"):
         if op.name == "select" and varying_dims(before) == [dim]:
-            op.context.defer_freeze(
-                op.out, before, "select among channels"
-            )  # often only to ask for the shape of the rest
+            # often only to ask for the shape of the rest
+            op.context.defer_freeze(op.out, before, "select among channels")
             return None
         op.tie_along(before, {dim})
         return moved
