@@ -11,7 +11,6 @@ import fnmatch
 import gc
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Literal
 
 from torch import nn
@@ -20,11 +19,10 @@ from zerogate.checks import is_whole
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
-from zerogate.groups.find import find_groups
+from zerogate.groups.find import find_groups, find_layers
 from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import GraphModel
-from zerogate.groups.recording.record_run import watch
-from zerogate.groups.units import build
+from zerogate.groups.units import UnitFilter
 from zerogate.masking.attachment import is_gated
 from zerogate.masking.unit import WEIGHT, Options, Slices, Unit
 from zerogate.modules.run import Inputs
@@ -110,12 +108,12 @@ def _structure(
     included: Collection[str] | None,
     round_to: int,
 ) -> Structure:
-    """Records a run of the model, or of its graph, and finds what belongs together."""
-    recording = watch(model if graph is None else graph, inputs, label_inputs=label_inputs)
+    """Finds in a run of the model, or of its graph, what belongs together."""
     if not isinstance(unit, Slices):
-        return replace(build(recording, excluded), norms=())
-    step = round_to if is_whole(round_to) else 1  # an option out of range is refused where costs are counted
-    return find_groups(model, inputs, recording, excluded, included, unit.kinds, step, graph)
+        return find_layers(model, inputs, excluded)
+    multiple = round_to if is_whole(round_to) else 1  # an option out of range is refused where costs are counted
+    allowed = UnitFilter(excluded, included, unit.kinds)
+    return find_groups(model, inputs, allowed, label_inputs=label_inputs, multiple=multiple, graph=graph)
 
 
 @contextmanager

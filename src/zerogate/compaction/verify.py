@@ -14,7 +14,7 @@ from zerogate.compaction.deployed import Deployed
 from zerogate.cutting.attention import unnest
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CompactionError, no_weights
-from zerogate.groups.norms import attach_kept
+from zerogate.masking.norms import attach_kept
 from zerogate.modules.copies import deep_copy
 from zerogate.modules.index import named_tensors
 from zerogate.modules.run import Inputs, KeepFloat64, call, kept_rng, tensors_of

@@ -1,20 +1,27 @@
-"""Integer labels of channels, and which of them belong together (union-find, vectorised).
+"""Which labels belong together: a vectorised union-find.
 
-Label 0 means "nothing that could be removed": constants, padding, the network's inputs. Labels of an activation have the
-activation's shape; along dimensions where they do not vary they are expanded (stride 0), which costs no memory.
+Every channel that a layer makes gets an integer label. Label 0 means "nothing that could be removed": constants,
+padding, the network's inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from zerogate.groups.label_tensors import drop_expanded
+from zerogate.groups.limits import SORTED_PAIRS
+
+LabelsState = tuple[Tensor, list[Tensor], list[tuple[Tensor, str]]]
+"""What `Labels.state` gives and `Labels.restore` takes: classes, pairs that are tied besides, frozen labels with
+reasons."""
+
 
 class Labels:
-    """Issues labels, records which must live or die together and which must stay, and resolves it all at the end."""
+    """Issues labels, records which must be removed together and which must stay, and resolves it all at the end.
+
+    The union-find is lazy: `unite` and `freeze` only take notes, `roots` and `reasons` work them in.
+    """
 
     def __init__(self) -> None:
         self.count = 1  # 0 is taken
@@ -22,7 +29,7 @@ class Labels:
         self._pairs: list[Tensor] = []
         self._frozen: list[tuple[Tensor, str]] = []
         self.changes = 0
-        """Grows with every tie and every label frozen."""
+        """Grows with every tie, every label frozen and every `restore`: what was read before may hold no longer."""
 
     def new(self, n: int) -> Tensor:
         """n fresh labels, int64 [n]."""
@@ -36,27 +43,31 @@ class Labels:
             return
         if a.ndim != 1 or a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-            a, b = narrow_constant(a, b)
+            a, b = drop_expanded(a, b)
         different = (a != b) & (a != 0) & (b != 0)
         if different.any():
             pairs = torch.stack([a[different], b[different]])
-            if pairs.shape[1] > 4096:
+            if pairs.shape[1] > SORTED_PAIRS:
                 both = ((pairs[0] << 32) | pairs[1]).unique()
                 pairs = torch.stack([both >> 32, both & 0xFFFFFFFF])
             self._pairs.append(pairs)
             self.changes += 1
 
-    def state(self) -> tuple[Any, ...]:
-        """What `restore` takes to undo all that was tied and frozen since."""
-        return self._root, [*self._pairs], [*self._frozen], self.changes
+    def state(self) -> LabelsState:
+        """What `restore` takes to undo all that is tied and frozen from now on."""
+        return self._root, [*self._pairs], [*self._frozen]
 
-    def restore(self, state: tuple[Any, ...]) -> None:
-        self._root, self._pairs, self._frozen, _ = state
+    def restore(self, state: LabelsState) -> None:
+        """Undoes all that was tied and frozen since `state`."""
+        self._root, pairs, frozen = state
+        self._pairs, self._frozen = [*pairs], [*frozen]
         self.changes += 1
 
     def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
-        """Ties all labels of each row [rows, n] and returns a label of each row [rows]; a row that holds constants, too,
-        stays, and gives 0."""
+        """Ties all labels of each row, [rows, n], and returns one label for each, [rows].
+
+        A row with labels and zeros cannot shrink: it is frozen for the reason, and gives 0.
+        """
         vector = rows.amax(1)
         self.unite(rows, vector[:, None])
         mixed = (rows == 0).any(1) & (vector != 0)
@@ -66,8 +77,8 @@ class Labels:
         return vector
 
     def freeze(self, labels: Tensor, reason: str) -> None:
-        """Marks labels as not removable; the first reason given is the one reported."""
-        (labels,) = narrow_constant(labels)
+        """Marks labels as not removable; of several reasons the first is reported."""
+        (labels,) = drop_expanded(labels)
         if labels.any():
             self._frozen.append((labels.flatten(), reason))
             self.changes += 1
@@ -94,7 +105,7 @@ class Labels:
         return root
 
     def reasons(self) -> tuple[Tensor, list[str]]:
-        """For each class the number of the reason why it stays, int64 [count], −1 for those that do not; and the reasons."""
+        """The number of the reason why each class stays, int64 [count], −1 for classes that can go; and the reasons."""
         root, texts = self.roots(), [reason for _, reason in self._frozen]
         why = torch.full((len(root),), len(texts))
         if texts:
@@ -104,70 +115,3 @@ class Labels:
         why[why == len(texts)] = -1
         why[0] = -1
         return why, texts
-
-
-def narrow_constant(*labels: Tensor) -> list[Tensor]:
-    """Cuts dimensions along which every one of these equally shaped label tensors is expanded down to length 1."""
-    strides = [t.stride() for t in labels]
-    shape = labels[0].shape
-    if len(strides) == 1:
-        size = [n if step else min(n, 1) for n, step in zip(shape, strides[0], strict=True)]
-    else:
-        size = [n if any([s[d] for s in strides]) else min(n, 1) for d, n in enumerate(shape)]
-    if size == list(shape):
-        return list(labels)
-    return [t.as_strided(size, s) for t, s in zip(labels, strides, strict=True)]
-
-
-def any_in(labels: Tensor) -> bool:
-    """Whether there is a label among these other than 0."""
-    (labels,) = narrow_constant(labels)
-    return bool(labels.any())
-
-
-def labels_in(labels: Tensor) -> Tensor:
-    """The distinct labels, without 0."""
-    (labels,) = narrow_constant(labels)
-    labels = labels.unique()
-    return labels[labels != 0]
-
-
-def squash(labels: Tensor) -> Tensor:
-    """The same labels, expanded along every dimension where they do not vary."""
-    shape = labels.shape
-    (narrow,) = narrow_constant(labels)
-    squashed = narrow
-    for dim, n in enumerate(narrow.shape):
-        if n > 1:
-            first = squashed.narrow(dim, 0, 1)
-            if torch.equal(squashed, first.expand(squashed.shape)):
-                squashed = first
-    return labels if squashed is narrow else squashed.expand(shape)
-
-
-def varying_dims(labels: Tensor) -> list[int]:
-    """Dimensions along which squashed labels vary."""
-    return [d for d, (n, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)) if n > 1 and stride != 0]
-
-
-def along(labels: Tensor, dim: int) -> Tensor:
-    """Labels as rows, [size of dim, everything else that varies]."""
-    dim %= labels.ndim
-    shape, stride = labels.shape, labels.stride()
-    size = [n if d == dim or s else 1 for d, (n, s) in enumerate(zip(shape, stride, strict=True))]
-    if labels.numel() and max(size) == (n := size[dim]) and sum(s > 1 for s in size) <= 1:  # they vary along it alone
-        return labels.as_strided((n, 1), (stride[dim], 1))
-    labels = labels.as_strided(size, stride)
-    return labels.movedim(dim, -1).reshape(-1, size[dim]).T
-
-
-def over(labels: Tensor, dims: Iterable[int]) -> Tensor:
-    """A label of all that lies along these dimensions, which become 1 long."""
-    dims = [d % labels.ndim for d in dims]
-    (narrow,) = narrow_constant(labels)
-    return narrow.amax(dims, keepdim=True).expand([1 if d in dims else n for d, n in enumerate(labels.shape)])
-
-
-def constant(shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """Label 0 everywhere."""
-    return torch.zeros((), dtype=torch.int64).expand(shape)

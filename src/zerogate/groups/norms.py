@@ -1,22 +1,15 @@
-"""Norms over the channels that are kept.
+"""The exact rule for each norm over channels, found by trying.
 
-A norm that runs over all channels of its input would go on counting closed ones. While gates are attached, its input x is
-therefore replaced, before it runs, by one whose statistics over all N channels are those of x over the open ones: with
-weights w in [0, 1], n = Σw and c = √(N/n),
-
-    RMSNorm:   x' = c·w·x                        mean(x'²) = Σ w x² / n        for w in {0, 1}
-    LayerNorm: x' = c·(w·x + (1−w)·μ), μ = Σwx/n mean(x') = c·μ, var(x') = Σ w (x−μ)² / n
-
-and its result is divided by c again, in its weight or, where that is no plain factor, in the result itself. Compaction
-then only has to slice the norm.
+A norm over channels can be taken over the kept ones if its module, with the hooks of `masking.norms` on it, gives what the
+module gives when it is cut. Which statistics it takes (of what is centred, over which dimensions) and which of its
+attributes count its channels is not read off its class: each rule is tried on a copy in float64.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,191 +17,170 @@ from torch import Tensor, nn
 from zerogate.cutting.cut import cut
 from zerogate.cutting.plan import make_plan
 from zerogate.groups.graph.graph_model import ARGUMENTS, GraphModel
-from zerogate.groups.trial.size_attributes import holders
+from zerogate.groups.recording.record import Recording
+from zerogate.groups.trial.candidates import attributes_equal_to
+from zerogate.groups.units import UnitFilter, find_units
+from zerogate.masking.norms import FixedWeights, attach, kept_channels
 from zerogate.modules.copies import deep_copy
 from zerogate.modules.index import named_tensors
-from zerogate.modules.internals import parameters_of
 from zerogate.modules.run import KeepFloat64
 from zerogate.structure import Norm, SizeAttribute, Structure
 
-
-@dataclass
-class KeepStatistics:
-    """Pre-hook and hook of a norm. ``weights()`` gives w, [channels] or [examples, channels]."""
-
-    norm: Norm
-    weights: Callable[[], Tensor]
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        w = self.weights().to(x.dtype)
-        scale = (w.shape[-1] / w.sum(-1, keepdim=True).clamp(min=1e-6)).sqrt()
-        shape = [1] * x.ndim
-        shape[self.norm.dim] = w.shape[-1]
-        if w.ndim > 1:
-            shape[0] = len(w)
-        spread, factor = w.view(shape), scale.view([-1 if w.ndim > 1 and i == 0 else 1 for i in range(x.ndim)])
-        x = self._filled(x, spread, factor)
-        weight = parameters_of(module).get("weight")
-        if weight is not None and w.ndim == 1 and not self.norm.outside:
-            module.__dict__["weight"] = weight / scale
-        return (x, *args[1:])
-
-    def _filled(self, x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
-        if not self.norm.centred:
-            return x * (w * scale)
-        over = self.norm.over
-        many = w.expand_as(x)
-        mean = (x * w).sum(over, keepdim=True) / many.sum(over, keepdim=True).clamp(min=1e-6)
-        return torch.lerp(mean, x, many) * scale
+_SAME = 1e-12
+"""Largest difference, as a share of the largest output, that counts as none: some thousand roundings of float64. With
+another rule than its own, a norm is off by a visible share on random inputs, not by roundings."""
+_SAMPLE_SIZE = 3
+"""Length of the sample along every dimension but the channels': more than 1, so that dimensions a norm runs over show."""
 
 
-@dataclass
-class RestoreScale:
-    """Hook of a norm: takes the weight back, or where there is none the scale out of the result."""
-
-    norm: Norm
-    weights: Callable[[], Tensor]
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor | None) -> Tensor | None:
-        if module.__dict__.pop("weight", None) is not None or output is None:  # None: the forward broke off
-            return None
-        w = self.weights().to(output.dtype)
-        scale = (w.sum(-1).clamp(min=1e-6) / w.shape[-1]).sqrt()
-        bias = parameters_of(module).get("bias")
-        scale = scale.view([-1, *[1] * (output.ndim - 1)]) if w.ndim > 1 else scale
-        if bias is None:
-            return output * scale
-        shape = [1] * output.ndim
-        shape[self.norm.dim] = len(bias)
-        shift = bias.view(shape)
-        return (output - shift) * scale + shift
-
-
-def attach(module: nn.Module, norm: Norm, weights: Callable[[], Tensor]) -> list[Any]:
-    """Hooks a norm, before and after; ``weights`` is asked at every forward."""
-    return [
-        module.register_forward_pre_hook(KeepStatistics(norm, weights)),
-        module.register_forward_hook(RestoreScale(norm, weights), prepend=True, always_call=True),
-    ]
-
-
-def attach_kept(model: nn.Module, structure: Structure, kept: Tensor) -> None:
-    """Hooks all norms of a plain copy for a fixed choice of units, bool [units]."""
-    for norm in structure.norms:
-        w = ((norm.labels < 0) | kept.cpu()[norm.labels]).to(next(model.parameters()).device)
-        attach(model.get_submodule(norm.module), norm, _Constant(w))
-
-
-@dataclass
-class _Constant:
-    value: Tensor
-
-    def __call__(self) -> Tensor:
-        return self.value
-
-
-@dataclass
-class Way:
-    """How to take a norm over the kept channels: see `Norm`, and attributes that count them, with a place in a tuple or
-    list."""
+@dataclass(frozen=True)
+class NormRule:
+    """How a norm is taken over the kept channels."""
 
     centred: bool
+    """Whether it subtracts the mean."""
     over: tuple[int, ...]
+    """Dimensions it normalises over, counted from the end."""
     outside: bool
-    sizes: list[tuple[str, int | None]]
+    """Whether its result is rescaled, because its weight is no plain factor."""
+    sizes: tuple[tuple[str, int | None], ...] = ()
+    """Attributes of the module that count its channels, with the place in them where they are tuples or lists."""
 
-    def of(self, norm: Norm) -> Norm:
-        """The norm, taken in this way."""
+    def apply_to(self, norm: Norm) -> Norm:
+        """The norm, taken by this rule."""
         return replace(norm, centred=self.centred, over=self.over, outside=self.outside)
+
+
+def follow_norms(
+    model: nn.Module, recording: Recording, structure: Structure, allowed: UnitFilter, graph: GraphModel | None
+) -> Structure:
+    """Picks an exact rule for every norm and enters it in the recording.
+
+    Channels of a norm that has none are frozen there. Returns the structure with the rules; found anew if channels were
+    frozen or size attributes added.
+    """
+    rules = {norm.module: rule for norm, rule in exact_rules(model, structure, graph)}
+    norms: list[Norm] = []
+    for norm in recording.norms:
+        rule = rules.get(norm.module)
+        if rule is None:
+            if norm.module in rules:
+                recording.labels.freeze(norm.labels, norm.reason)
+            else:
+                norms.append(norm)  # none of its channels can go
+            continue
+        norms.append(rule.apply_to(norm))
+        for attribute, entry in rule.sizes:
+            key = norm.module, attribute, entry
+            recording.size_attributes[key] = SizeAttribute(*key, norm.labels[:, None])
+    recording.norms = norms
+    if any(rule is None or rule.sizes for rule in rules.values()):
+        return find_units(recording, allowed)
+    return replace(structure, norms=tuple(rule.apply_to(n) for n in structure.norms if (rule := rules[n.module])))
 
 
 def exact_rules(
     model: nn.Module, structure: Structure, graph: GraphModel | None = None
-) -> Iterator[tuple[Norm, Way | None]]:
-    """Every norm with the way to take it over kept channels, found by trying; None where no way is exact. Where there is
-    a graph, it is what will be cut, and not the norm itself."""
-    known: dict[Any, Way | None] = {}
+) -> Iterator[tuple[Norm, NormRule | None]]:
+    """Every norm of the structure with its rule; None where no rule is exact.
+
+    Where there is a graph, the part of it that the norm runs is what will be cut, and not the norm itself.
+    """
+    known: dict[tuple[object, ...], NormRule | None] = {}
     for norm in structure.norms:
         module = model.get_submodule(norm.module)
         tensors = [(k, tuple(v.shape)) for k, v in module.state_dict().items()]
-        key = type(module), norm.dim, norm.shape, str(tensors), repr(module)
-        if graph is not None or key not in known:
-            known[key] = _found(module, norm, structure, graph)
-        yield norm, known[key]
+        alike = type(module), norm.dim, norm.shape, str(tensors), repr(module)
+        if graph is not None or alike not in known:
+            known[alike] = _find_rule(module, norm, structure, graph)
+        yield norm, known[alike]
 
 
-def _found(module: nn.Module, norm: Norm, structure: Structure, graph: GraphModel | None) -> Way | None:
+@dataclass(frozen=True)
+class _Trial:
+    """One norm with some of its channels removed: what a rule is tried on."""
+
+    gated: nn.Module
+    """A dense copy, to put hooks on."""
+    whole: nn.Module
+    """A copy to cut: of the module, or of the part of the graph that it runs."""
+    norm: Norm
+    structure: Structure
+    """What is cut with the norm's channels, under the names of ``whole``."""
+    kept: Tensor
+    """Units that stay, bool [units]."""
+    x: Tensor
+    """A dense input."""
+
+    def find_rule(self, sizes: tuple[tuple[str, int | None], ...]) -> NormRule | None:
+        """The rule under which the gated norm equals the cut one on x; None if there is none.
+
+        ``sizes``: attributes that are set to the number of channels that stay.
+        """
+        counted = tuple(SizeAttribute("", *size, self.norm.labels[:, None]) for size in sizes)
+        structure = replace(self.structure, size_attributes=self.structure.size_attributes + counted)
+        small = cut(deep_copy(self.whole), make_plan(self.whole, structure, self.kept))
+        x, dim = self.x, self.norm.dim
+        stays = kept_channels(self.norm, self.kept)
+        chosen = stays.nonzero().flatten()
+        all_but_batch = tuple(range(1 - x.ndim, 0))
+        with torch.no_grad(), KeepFloat64():
+            expected = small(x.index_select(dim, chosen))
+            for outside, centred, over in itertools.product((False, True), (True, False), ((dim,), all_but_batch)):
+                gated, rule = deep_copy(self.gated), NormRule(centred, over, outside, sizes)
+                attach(gated, rule.apply_to(self.norm), FixedWeights(stays))
+                y = gated(x).index_select(dim, chosen)
+                if y.shape == expected.shape and (y - expected).abs().max() <= _SAME * expected.abs().max():
+                    return rule
+        return None
+
+
+def _find_rule(module: nn.Module, norm: Norm, structure: Structure, graph: GraphModel | None) -> NormRule | None:
+    trial = _make_trial(module, norm, structure, graph)
+    if trial is None:
+        return None
+    counts: list[tuple[str, int | None]] = []
+    if graph is None:
+        known = {(size.attribute, size.entry) for size in trial.structure.size_attributes}
+        counts = [size for size in attributes_equal_to(len(norm.labels), module) if size not in known]
+    choices = [(), tuple(counts), *((size,) for size in counts if len(counts) > 1)] if counts else [()]
+    for sizes in choices:
+        try:
+            rule = trial.find_rule(sizes)
+        except Exception:  # whatever the module does with an input of this size
+            continue
+        if rule is not None:
+            return rule
+    return None
+
+
+def _make_trial(module: nn.Module, norm: Norm, structure: Structure, graph: GraphModel | None) -> _Trial | None:
+    """None where nothing can be cut, or not by itself."""
     own = norm.labels[norm.labels >= 0].unique()
     kept = torch.ones(structure.units, dtype=torch.bool)
     kept[own[1::3] if len(own) > 1 else own] = False
-    w = (norm.labels < 0) | kept[norm.labels]
-    if not w.any():
+    if not kept_channels(norm, kept).any():
         return None
-    shape = [min(n, 3) for n in norm.shape]
-    shape[norm.dim] = len(norm.labels)
-    x = torch.rand(shape, dtype=torch.float64) + torch.linspace(-1, 1, shape[norm.dim], dtype=torch.float64).view(
-        [-1 if i == len(shape) + norm.dim else 1 for i in range(len(shape))]
-    )
-    dense = _double(module)
-    whole = dense if graph is None else graph.part(norm.module, deep_copy(dense))
+    x = _sample(norm)
+    gated = _random_double(module)
+    whole = gated if graph is None else graph.part(norm.module, deep_copy(gated))
     if whole is None:
         return None
     whole.double()
-    inside, held = f"{norm.module}.", dict(named_tensors(whole))
-    names = {n: n.removeprefix(inside) for n, _ in structure.axes if n.startswith(inside) or n in held}
-    local = Structure(
-        {(names[n], d): u for (n, d), u in structure.axes.items() if n in names},
-        structure.groups,
-        (),
-        frozenset(),
-        {},
-        size_attributes=tuple(_repairs_within(structure, norm, whole)),
-    )
-    followed = {(r.attribute, r.entry) for r in local.size_attributes}
-    counts = [c for c in holders(module, len(norm.labels)) if c not in followed] if graph is None else []
-    for sizes in ([], counts, *([c] for c in counts if len(counts) > 1)):
-        more = tuple(SizeAttribute("", *c, norm.labels[:, None]) for c in sizes)
-        try:
-            way = _exact_way(
-                dense, whole, norm, replace(local, size_attributes=local.size_attributes + more), kept, x, w
-            )
-        except Exception:  # whatever the module does with an input of this size
-            way = None
-        if way is not None:
-            return replace(way, sizes=sizes)
-        if not counts:
-            break
-    return None
+    return _Trial(gated, whole, norm, _structure_within(whole, norm, structure), kept, x)
 
 
-def _exact_way(
-    dense: nn.Module, whole: nn.Module, norm: Norm, local: Structure, kept: Tensor, x: Tensor, w: Tensor
-) -> Way | None:
-    """The way in which the norm with gates gives for x what ``whole`` gives when it is cut, if there is one."""
-    small = cut(deep_copy(whole), make_plan(whole, local, kept))
-    chosen = w.nonzero().flatten()
-    rest = tuple(range(1 - x.ndim, 0))
-    with torch.no_grad(), KeepFloat64():
-        wanted = small(x.index_select(norm.dim, chosen))
-        for outside, centred, over in itertools.product((False, True), (True, False), ((norm.dim,), rest)):
-            twin, way = deep_copy(dense), Way(centred, over, outside, [])
-            attach(twin, way.of(norm), _Constant(w))
-            got = twin(x).index_select(norm.dim, chosen)
-            if got.shape == wanted.shape and (got - wanted).abs().max() <= 1e-12 * wanted.abs().max():
-                return way
-    return None
+def _sample(norm: Norm) -> Tensor:
+    """A random input, with another mean for each channel: of the recorded shape, shortened beside the channels."""
+    shape = [min(n, _SAMPLE_SIZE) for n in norm.shape]
+    shape[norm.dim] = len(norm.labels)
+    spread = [1] * len(shape)
+    spread[norm.dim] = -1
+    means = torch.linspace(-1, 1, shape[norm.dim], dtype=torch.float64)
+    return torch.rand(shape, dtype=torch.float64) + means.view(spread)
 
 
-def _repairs_within(structure: Structure, norm: Norm, whole: nn.Module) -> Iterator[SizeAttribute]:
-    for repair in structure.size_attributes:
-        if repair.module == norm.module:
-            yield replace(repair, module="")
-        elif isinstance(whole, GraphModel) and repair.attribute in vars(whole.get_submodule(ARGUMENTS)):
-            yield repair
-
-
-def _double(module: nn.Module) -> nn.Module:
+def _random_double(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode on the CPU, in float64, with random weights."""
     twin = deep_copy(module)
     on_meta = any(x.is_meta for x in (*twin.parameters(), *twin.buffers()))
@@ -217,3 +189,17 @@ def _double(module: nn.Module) -> nn.Module:
     for p in twin.parameters():
         p.data = torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.5
     return twin
+
+
+def _structure_within(whole: nn.Module, norm: Norm, structure: Structure) -> Structure:
+    """The axes and size attributes of the norm alone, under the names that its copy has for them."""
+    inside, own = f"{norm.module}.", dict(named_tensors(whole))
+    names = {n: n.removeprefix(inside) for n, _ in structure.axes if n.startswith(inside) or n in own}
+    sizes: list[SizeAttribute] = []
+    for size in structure.size_attributes:
+        if size.module == norm.module:
+            sizes.append(replace(size, module=""))
+        elif isinstance(whole, GraphModel) and size.attribute in vars(whole.get_submodule(ARGUMENTS)):
+            sizes.append(size)
+    axes = {(names[n], d): units for (n, d), units in structure.axes.items() if n in names}
+    return Structure(axes, structure.groups, (), frozenset(), {}, size_attributes=tuple(sizes))

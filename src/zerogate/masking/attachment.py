@@ -13,7 +13,7 @@ from torch import Size, nn
 from torch.utils.hooks import RemovableHandle
 
 from zerogate.errors import ZerogateError
-from zerogate.groups import norms
+from zerogate.masking import norms
 from zerogate.masking.forward import GatedForward
 from zerogate.masking.hooks import Begin, End, Multiply, Owned, Shadow, StatisticsWeights, Unshadow
 from zerogate.modules.index import modules_by_name, owner_of, tied_names

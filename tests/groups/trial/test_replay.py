@@ -1,66 +1,54 @@
-"""Runs without data and trial runs: that what saves time finds the same."""
+"""Runs beside the record: where a smaller copy leaves it, and why."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import zerogate as zg
-from support import close_randomly
+from support import Lambda, close_randomly
 from zerogate.groups.recording.record_run import watch
-from zerogate.groups.trial.replay import Trial
+from zerogate.groups.recording.twin import twin_of
+from zerogate.groups.trial.trial import Trial
+from zerogate.groups.units import UnitFilter
 
 
-class Decoys(nn.Module):
-    """Takes a width from one of many attributes that hold its number, some of which it needs as they are."""
-
-    def __init__(self, also: int, needed: str) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(5, 24), nn.Linear(24, 3)
-        for i in range(also):
-            setattr(self, f"width_{i}", 24)
-        self.needed = needed
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.width_0 != 24:
-            raise ValueError("it is too narrow")
-        return self.two(self.one(x).view(-1, getattr(self, self.needed)))
+def trial_of(forward: Callable[[nn.Module, Tensor], Tensor]) -> Trial:
+    model = Lambda(forward, one=nn.Linear(5, 8), two=nn.Linear(8, 3))
+    inputs = torch.randn(4, 5)
+    recording = watch(model, inputs)
+    return Trial(recording.twin or twin_of(model, meta=False), inputs, recording, UnitFilter())
 
 
-@pytest.mark.parametrize("needed", [f"width_{i}" for i in range(1, 10)])
-def test_one_attribute_among_many(needed: str) -> None:
-    model = Decoys(10, needed)
-    sparse = zg.sparsify(model, torch.randn(4, 5))
-    assert [(r.attribute, r.entry) for r in sparse.structure.size_attributes] == [(needed, None)]
-    close_randomly(sparse, torch.Generator().manual_seed(0))
-    assert getattr(sparse.compact(), needed) == int(sparse.kept().sum())
+def test_a_run_that_follows_its_labels_is_followed_to_the_end() -> None:
+    trial = trial_of(lambda m, x: m.two(m.one(x).relu().view(x.shape[0], -1)))
+    structure = trial.find_units()
+    assert trial.run(structure, torch.arange(8) < 5) is None
+    assert trial.run(structure, torch.arange(8) < 1) is None
 
 
-class Literal(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(5, 24), nn.Linear(24, 3)
-        for i in range(10):
-            setattr(self, f"width_{i}", 24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.two(self.one(x).view(-1, 24))
-
-
-def test_attributes_that_nothing_reads_are_tried_at_once(monkeypatch: Any) -> None:
-    runs, run = [], Trial.run
-
-    def counted(*args: Any) -> Any:
-        runs.append(args)
-        return run(*args)
-
-    monkeypatch.setattr(Trial, "run", counted)
-    with pytest.raises(zg.WatchError, match="view to a size that is written down"):
-        zg.sparsify(Literal(), torch.randn(4, 5))
-    assert len(runs) <= 4
+@pytest.mark.parametrize(
+    ("between", "step", "reason"),
+    [
+        (lambda x: x.view(-1, 8), "view", "view to a size that is written down"),
+        (lambda x: torch.cat([x[:, 3:], x[:, :3]], 1), "slice", "slice at a fixed place among channels"),
+        (lambda x: x * x.shape[1], "mul", "mul with a number that depends on the size"),
+        (lambda x: x.relu() if x.shape[1] == 8 else x.tanh(), "relu", "the forward takes another way"),
+        (lambda x: x + torch.ones(8), "add", "to a size that is written down"),
+    ],
+)
+def test_where_and_why_a_run_diverges(between: Callable[[Tensor], Tensor], step: str, reason: str) -> None:
+    trial = trial_of(lambda m, x: m.two(between(m.one(x))))
+    structure = trial.find_units()
+    kept = torch.arange(8) % 2 == 0
+    divergence = trial.run(structure, kept)
+    assert divergence is not None and reason in divergence.reason
+    assert trial.recording.steps[divergence.step].name == step
+    assert divergence.call is not None
+    assert divergence == trial.run(structure, kept)  # what an op is given can be compared
 
 
 class Tokens(nn.Module):

@@ -1,7 +1,7 @@
 """`keep_class=False`: the model as a graph of torch.export, in which every size is a number that can be set.
 
 A size that a forward has as a literal cannot be corrected in the user's class. In the exported graph it can: each node's
-integers stand beside the node. The graph is watched in place of the model, under the model's names, and cut; gates and
+integers stand beside the node. The graph is recorded in place of the model, under the model's names, and cut; gates and
 training stay on the model.
 """
 
@@ -11,7 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, cast
 
 import torch
@@ -34,25 +34,28 @@ def exported(model: nn.Module, inputs: Inputs) -> GraphModel:
 
     Raises `WatchError` where torch.export cannot export the model.
     """
-    failure: Exception | None = None
-    for free in (True, False):
-        twin = shared_twin(model)
-        alone = _calls(twin)
-        try:
-            with kept_rng(model), _quietly():
-                return GraphNormalizer(model, _export(twin, inputs, free), alone).result()
-        except Exception as error:
-            failure = failure or error
-    assert failure is not None
-    raise WatchError(
-        f"{type(model).__name__} cannot be exported by torch.export ({type(failure).__name__}: {first_line(failure)}); "
-        "leave keep_class=True, or make torch.export.export(model, …) work first"
-    ) from failure
+    try:
+        return _exported(model, inputs, free=True)
+    except Exception as error:
+        with suppress(Exception):
+            return _exported(model, inputs, free=False)
+        raise WatchError(
+            f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: {first_line(error)}); "
+            "leave keep_class=True, or make torch.export.export(model, …) work first"
+        ) from error
+
+
+def _exported(model: nn.Module, inputs: Inputs, free: bool) -> GraphModel:
+    """The graph with free sizes of the inputs, or with fixed ones."""
+    twin = shared_twin(model)
+    alone = _note_calls(twin)
+    with kept_rng(model), _quietly():
+        return GraphNormalizer(model, _export(twin, inputs, free), alone).result()
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's warnings, logs and half-made graphs: whatever fails is raised."""
+    """Keeps torch's warnings, logs and half-made graphs off the terminal: whatever fails is raised."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -66,7 +69,7 @@ def _quietly() -> Iterator[None]:
 def _export(model: nn.Module, inputs: Inputs, free: bool) -> fx.GraphModule:
     copies: dict[int, Tensor] = {}  # not views of others, and the same tensor where it was the same
 
-    def own(x: Any) -> Any:
+    def own(x: object) -> object:
         return copies.setdefault(id(x), x.detach().clone()) if isinstance(x, Tensor) else x
 
     inputs = pytree.tree_map(own, inputs)
@@ -78,24 +81,25 @@ def _export(model: nn.Module, inputs: Inputs, free: bool) -> fx.GraphModule:
         if isinstance(x, Tensor):
             # sizes of images stay as they are: what windows and strides make of free ones takes torch.export minutes
             shapes[x] = {d: torch.export.Dim.AUTO for d in range(x.ndim if x.ndim < 4 else 1)}
-    held = cast(Any, shapes) if free else None  # which torch takes, whatever its annotation says
+    dynamic = cast(Any, shapes) if free else None  # which torch takes, whatever its annotation says
     with torch.no_grad():
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=held, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
     module = program.module()
-    assert isinstance(module, fx.GraphModule)
+    if not isinstance(module, fx.GraphModule):
+        raise TypeError(f"torch.export gave a {type(module).__name__}, not a graph module")
     if free and not hasattr(module, "_guards_fn"):
         raise ValueError("this torch does not check the conditions under which sizes are free")
     return module
 
 
-def _calls(model: nn.Module) -> dict[str, bool]:
+def _note_calls(model: nn.Module) -> dict[str, bool]:
     """Module → whether every call so far gave it one tensor, by position, and nothing else; filled as the model runs."""
-    found: dict[str, bool] = {}
+    alone: dict[str, bool] = {}
     for name, module in model.named_modules():
 
-        def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-            found[name] = alone and found.get(name, True)
+        def note(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], name: str = name) -> None:
+            one_tensor = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+            alone[name] = one_tensor and alone.get(name, True)
 
         module.register_forward_pre_hook(note, with_kwargs=True)
-    return found
+    return alone

@@ -1,4 +1,4 @@
-"""A graph of torch.export as a module that runs node by node, watched and cut like any other.
+"""A graph of torch.export as a module that runs node by node, recorded and cut like any other.
 
 The integers that nodes are given, sizes among them, are attributes of one of its modules: what sizes follow from what is
 kept is then set as in any module that states its sizes.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from zerogate.groups.recording.meta_shapes import bind
-from zerogate.groups.recording.record import Step
+from zerogate.groups.graph.program import Arguments, Origin, Program, Value, source_meta
 from zerogate.modules.index import modules_by_name, named_tensors, put
 from zerogate.modules.internals import (
     buffers_of,
@@ -29,56 +27,25 @@ from zerogate.modules.internals import (
     schema_of,
     transient_names_of,
 )
-from zerogate.structure import SizeAttribute
 
 ARGUMENTS = "exported graph.arguments"
-"""Module that holds the integers; no network's own modules are called so, and none searches it for sizes."""
+"""Module that holds the integers of all nodes. No module of a network is called so, as a name in Python code holds no space.
+It is two levels below the root, so that no search for the attribute that states a size comes upon it: such a search looks in
+a running module, those around it, and its direct children (see `trial.candidates`)."""
 
 
-@dataclass
-class Place:
-    """Where in the model a node comes from.
+class Listener(Protocol):
+    """Who is told where in the model the graph is while it runs."""
 
-    Attributes:
-        module: innermost module whose forward was running.
-        line: file and line of the user's code.
-        begins: modules whose forward begins with this node → what they are given, and whether that is all of it: one
-            tensor, by position.
-    """
+    stack: list[str]
+    """The modules whose forwards are running; the last entry is written."""
+    node: str
+    """Name of the node that runs."""
+    line: tuple[str, int] | None
+    """File and line of the user's code from which it comes."""
 
-    module: str = ""
-    line: tuple[str, int] = ("", 0)
-    begins: dict[str, tuple[list[fx.Node], bool]] = field(default_factory=dict)
-
-
-@dataclass
-class Program:
-    """What never changes; copies of an `GraphModel` share it."""
-
-    graph: fx.Graph
-    places: dict[fx.Node, Place]
-    spans: dict[str, list[fx.Node]] = field(default_factory=dict)
-    """Module → the nodes of its first call."""
-    constants: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors that the model holds without having registered them."""
-    recipe: fx.Graph = field(default_factory=fx.Graph)
-    """How other constants are made of these and of numbers."""
-    made: list[str] = field(default_factory=list)
-    """Names of what it makes."""
-    last: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
-    """Node → values that nobody needs after it."""
-
-    def __post_init__(self) -> None:
-        used = {n: node for node in self.graph.nodes for n in node.all_input_nodes}
-        for place in self.places.values():
-            place.begins = {
-                k: (given, all_) for k, (given, all_) in place.begins.items() if all(n in used for n in given)
-            }
-        for value, node in used.items():
-            self.last.setdefault(node, []).append(value)
-
-    def __deepcopy__(self, memo: Any) -> Program:
-        return self
+    def entered(self, module: str, args: tuple[Value, ...], kwargs: dict[str, Value]) -> None:
+        """Called where a module's forward begins."""
 
 
 class GraphModel(nn.Module):
@@ -91,8 +58,7 @@ class GraphModel(nn.Module):
     def __init__(self, program: Program, model: nn.Module) -> None:
         super().__init__()
         self._program = program
-        self._listener: Any = None
-        """A tracer that is told which node runs."""
+        self.listener: Listener | None = None
         memo: dict[int, nn.Module] = {id(model): self}
         _mirror(model, self, memo)
         for name, tensor in _constants(program, program.constants, nullcontext()).items():
@@ -102,13 +68,18 @@ class GraphModel(nn.Module):
         self.add_module(holder, nn.Module())
         self.get_submodule(holder).add_module(inside, nn.Module())
         for node in program.graph.nodes:
-            if found := integers(node):
-                setattr(self.get_submodule(ARGUMENTS), attribute_of(node), tuple(value for *_, value in found))
+            if numbers := integers(node):
+                setattr(self.get_submodule(ARGUMENTS), attribute_of(node), tuple(n.value for n in numbers))
         self.eval()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes in the order in which they run."""
+        return list(self._program.graph.nodes)
+
+    def forward(self, *args: Value, **kwargs: Value) -> Value:
         leaves = iter(tree_leaves((args, kwargs)))
-        values: dict[fx.Node, Any] = {}
+        values: dict[fx.Node, Value] = {}
         for node in self._program.graph.nodes:
             if node.op == "placeholder":
                 values[node] = next(leaves)
@@ -116,41 +87,38 @@ class GraphModel(nn.Module):
                 owner, _, attribute = str(node.target).rpartition(".")
                 values[node] = getattr(self.get_submodule(owner), attribute)
             else:
-                given = fx.node.map_arg(self.arguments_of(node), values.__getitem__)
-                if self._listener is not None:
-                    self._tell(node, values)
+                arguments = fx.node.map_arg(self.arguments_of(node), values.__getitem__)
+                if self.listener is not None:
+                    self._tell(self.listener, node, values)
                 if node.op == "output":
-                    return given[0][0]
-                values[node] = _run(node, *given)
+                    return arguments[0][0]
+                values[node] = _run(node, *arguments)
             for old in self._program.last.get(node, ()):
                 del values[old]
         raise AssertionError("a graph without an output")
 
-    def _tell(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
-        place = self._program.places.get(node, Place())
-        for module, (given, alone) in place.begins.items():
-            held = tuple(values[n] for n in given if n in values)
-            self._listener.entered(module, *((held, {}) if alone else ((), {"given": held})))
-        self._listener.stack[-1] = place.module
-        self._listener.node, self._listener.line = node.name, place.line
+    def _tell(self, listener: Listener, node: fx.Node, values: dict[fx.Node, Value]) -> None:
+        origin = self._program.origins.get(node, Origin())
+        for module, (inputs, alone) in origin.begins.items():
+            present = tuple(values[n] for n in inputs if n in values)
+            listener.entered(module, *((present, {}) if alone else ((), {"given": present})))
+        listener.stack[-1] = origin.module
+        listener.node, listener.line = node.name, origin.line
 
-    def arguments_of(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments_of(self, node: fx.Node) -> Arguments:
         """A node's arguments with the integers as they are now."""
-        held = vars(self.get_submodule(ARGUMENTS)).get(attribute_of(node))
-        if held is None:
-            return node.args, dict(node.kwargs)
-        left = iter(held)
-        return _walk(node, lambda name, entry, value: next(left))
+        numbers = vars(self.get_submodule(ARGUMENTS)).get(attribute_of(node))
+        return (node.args, dict(node.kwargs)) if numbers is None else _with_integers(node, iter(numbers))
 
-    def holding(self, model: nn.Module, mode: AbstractContextManager[Any]) -> GraphModel:
+    def holding(self, model: nn.Module, mode: AbstractContextManager[object]) -> GraphModel:
         """The same graph with the tensors of another instance of the model, and constants made under ``mode``, of that
         instance's precision."""
-        tensors, mine = dict(named_tensors(model)), dict(named_tensors(self))
+        tensors, own = dict(named_tensors(model)), dict(named_tensors(self))
         was, now = (next(m.parameters()).dtype for m in (self, model))
-        twin = copy.deepcopy(self, {id(own): tensors[name] for name, own in mine.items() if name in tensors})
-        held = {name: x.to(now) if x.dtype == was else x for name, x in self._program.constants.items()}
+        twin = copy.deepcopy(self, {id(x): tensors[name] for name, x in own.items() if name in tensors})
+        constants = {name: x.to(now) if x.dtype == was else x for name, x in self._program.constants.items()}
         modules = modules_by_name(twin, twice=True)
-        for name, x in _constants(self._program, held, mode).items():
+        for name, x in _constants(self._program, constants, mode).items():
             put(modules, [name], x.to(now) if x.dtype == was else x)
         return twin
 
@@ -158,14 +126,14 @@ class GraphModel(nn.Module):
         """What runs inside a module that takes one tensor and returns one, with the tensors of a copy of the module."""
         span = self._program.spans.get(module, [])
         inside = set(span)
-        given = dict.fromkeys(
+        inputs = dict.fromkeys(
             n for node in span for n in node.all_input_nodes if n not in inside and n.op != "get_attr"
         )
         results = [node for node in span if any(user not in inside for user in node.users)]
-        if len(given) != 1 or len(results) != 1:
+        if len(inputs) != 1 or len(results) != 1:
             return None
         graph = fx.Graph()
-        values = {next(iter(given)): graph.placeholder("x")}
+        values = {next(iter(inputs)): graph.placeholder("x")}
         constants: dict[str, Tensor] = {}
         own = set(dict(named_tensors(twin)))
         for node in span:
@@ -186,132 +154,92 @@ class GraphModel(nn.Module):
         values: dict[fx.Node, fx.Node] = {}
         for node in self._program.graph.nodes:
             values[node] = new = graph.node_copy(node, values.__getitem__)
-            new.meta = {key: held for key, held in node.meta.items() if key in ("nn_module_stack", "stack_trace")}
+            new.meta = source_meta(node)
             args, kwargs = self.arguments_of(node)
             new.args = fx.node.map_arg(args, values.__getitem__)
             new.kwargs = fx.node.map_arg(kwargs, values.__getitem__)
         copy_signature(self._program.graph, graph)
         module = fx.GraphModule(self, graph, class_name=name)
-        for prefix, held in self.named_modules(remove_duplicate=False):
-            transient = transient_names_of(held)
+        for prefix, holder in self.named_modules(remove_duplicate=False):
+            transient = transient_names_of(holder)
             if transient:
                 transient_names_of(module.get_submodule(prefix)).update(transient)
         return module.eval()
 
 
-def _constants(program: Program, held: dict[str, Tensor], mode: AbstractContextManager[Any]) -> dict[str, Tensor]:
-    """All constants of a program, those that it makes under ``mode``."""
-    values: dict[fx.Node, Any] = {}
+def _constants(
+    program: Program, constants: dict[str, Tensor], mode: AbstractContextManager[object]
+) -> dict[str, Tensor]:
+    """These constants of a program, and those that it makes of them under ``mode``."""
+    values: dict[fx.Node, Value] = {}
     for node in program.recipe.nodes:
         if node.op == "get_attr":
-            values[node] = held[str(node.target)]
+            values[node] = constants[str(node.target)]
         elif node.op == "output":
             results = fx.node.map_arg(node.args[0], values.__getitem__)
-            return held | dict(zip(program.made, results, strict=True))
+            return constants | dict(zip(program.folded, results, strict=True))
         else:
             with torch.no_grad(), mode:
                 values[node] = _run(node, *fx.node.map_arg((node.args, node.kwargs), values.__getitem__))
-    return held
+    return constants
 
 
-def _run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
+def _run(node: fx.Node, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Value:
+    if isinstance(node.target, str):  # a method's name
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
     return node.target(*args, **kwargs)
 
 
 def _mirror(model: nn.Module, twin: nn.Module, memo: dict[int, nn.Module]) -> None:
+    """Puts a model's tensors into modules of the same names."""
     parameters_of(twin).update(parameters_of(model))
     buffers_of(twin).update(buffers_of(model))
     transient_names_of(twin).update(transient_names_of(model))
     for name, child in children_of(model).items():
         if child is not None:
-            known = child if id(child) in memo else None
+            known = id(child) in memo
             children_of(twin)[name] = memo.setdefault(id(child), nn.Module())
-            if known is None:
+            if not known:
                 _mirror(child, memo[id(child)], memo)
 
 
 def attribute_of(node: fx.Node) -> str:
+    """The attribute of module `ARGUMENTS` that holds a node's integers, a tuple. The word and the space before the node's
+    name keep it apart from what a module has anyway: a node may be called "training"."""
     return f"of {node.name}"
 
 
-def integers(node: fx.Node) -> list[tuple[str, int | None, int]]:
-    """Integers among a node's arguments: argument, its place in a list, value."""
-    found: list[tuple[str, int | None, int]] = []
-    if node.op == "call_function" and (is_op(node.target) or node.target is operator.mul):
-        _walk(node, lambda *each: found.append(each) or each[2])  # type: ignore[func-returns-value]
-    return found
+class Integer(NamedTuple):
+    """A whole number that a node is given."""
+
+    argument: str
+    """Name of the argument; its position for what is no ATen op."""
+    entry: int | None
+    """Place in the argument, if that is a list."""
+    value: int
 
 
-def _walk(node: fx.Node, each: Callable[[str, int | None, int], int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments with each integer replaced, in order."""
+def integers(node: fx.Node) -> list[Integer]:
+    """The whole numbers among a node's arguments, in the order of its arguments."""
+    if node.op != "call_function" or not (is_op(node.target) or node.target is operator.mul):
+        return []
     schema = schema_of(node.target)
     names = [a.name for a in schema.arguments] if schema is not None else [str(i) for i in range(len(node.args))]
-
-    def one(name: str, value: Any) -> Any:
+    numbers: list[Integer] = []
+    for name, value in [*zip(names, node.args, strict=False), *node.kwargs.items()]:
         if isinstance(value, (list, tuple)):
-            return [each(name, i, v) if type(v) is int else v for i, v in enumerate(value)]
-        return each(name, None, value) if type(value) is int else value
-
-    args = tuple(one(name, value) for name, value in zip(names, node.args, strict=False))
-    return args, {name: one(name, value) for name, value in node.kwargs.items()}
-
-
-def written_sizes(
-    model: GraphModel, steps: Sequence[Step], located: Callable[[Step], Sequence[tuple[int, Tensor, str, int | None]]]
-) -> dict[tuple[str, str, int | None], SizeAttribute]:
-    """Which of the integers follow from what is kept.
-
-    Args:
-        model: as it was watched.
-        steps: the record.
-        located: sizes that a step was given: size, rows of labels that it counts, argument, place in it.
-    """
-    nodes = {node.name: node for node in model._program.graph.nodes}
-    found: dict[tuple[str, str, int | None], SizeAttribute] = {}
-    for step in steps:
-        node = nodes.get(step.node)
-        if node is None or node.target is not step.func:
-            continue
-        places = {(name, entry): i for i, (name, entry, _) in enumerate(integers(node))}
-        for size, rows, name, entry in located(step):
-            if len(rows) != size:
-                continue
-            number = places.get((name, entry))
-            if number is not None:
-                key = ARGUMENTS, attribute_of(node), number
-            else:
-                factor, period = _factor(_argument(node, name, entry)), None
-                if factor is not None:
-                    value = integers(factor)[0][2]
-                    period = _period(rows, value)
-                if factor is None or period is None:
-                    continue
-                key, rows = (ARGUMENTS, attribute_of(factor), 0), period
-            found[key] = SizeAttribute(*key, rows)
-    return found
+            numbers += [Integer(name, i, v) for i, v in enumerate(value) if type(v) is int]
+        elif type(value) is int:
+            numbers.append(Integer(name, None, value))
+    return numbers
 
 
-def _argument(node: fx.Node, name: str, entry: int | None) -> Any:
-    value = bind(node.target, node.args, node.kwargs).get(name)
-    return value[entry] if entry is not None and isinstance(value, (list, tuple)) else value
+def _with_integers(node: fx.Node, numbers: Iterator[int]) -> Arguments:
+    """A node's arguments with these numbers in place of its `integers`."""
 
+    def filled(value: Value) -> Value:
+        if isinstance(value, (list, tuple)):
+            return [next(numbers) if type(v) is int else v for v in value]
+        return next(numbers) if type(value) is int else value
 
-def _factor(value: Any) -> fx.Node | None:
-    """The node that multiplies a size of the inputs with a written number, if the value is one."""
-    if isinstance(value, fx.Node) and value.target is operator.mul and len(integers(value)) == 1:
-        return value
-    return None
-
-
-def _period(rows: Tensor, length: int) -> Tensor | None:
-    """The rows that return again and again along a dimension that has channels in it and a size of the inputs."""
-    if len(rows) % length:
-        return None
-    for parts, each in ((rows.unflatten(0, (-1, length)), 0), (rows.unflatten(0, (length, -1)), 1)):
-        first = parts.select(each, 0)
-        if bool((parts == first.unsqueeze(each)).all()):
-            return first
-    return None
+    return tuple([filled(value) for value in node.args]), {name: filled(value) for name, value in node.kwargs.items()}

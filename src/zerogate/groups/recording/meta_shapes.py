@@ -1,37 +1,28 @@
-"""Shapes of what frequent ops return, in plain Python: many of torch's own shape-only versions take a hundred times as
-long."""
+"""Shapes of what frequent ops return, in plain Python: many of torch's own shape functions take a hundred times as long."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from zerogate.groups.arguments import Args, Kwargs
+from zerogate.groups.label_tensors import broadcast_shape
+from zerogate.groups.ops import MetaShape, OpSpec
 from zerogate.modules.copies import like
-from zerogate.modules.internals import schema_of
 
 Shape = tuple[int, ...]
+Sizes = int | Sequence[int]
+"""One for all dimensions, or one for each."""
 SHAPES: dict[str, Callable[..., Shape | None]] = {}
 """ATen op → the shape of its one result, from its arguments; None where the op itself must say (or complain)."""
 _META = torch.device("meta")
-_FORMATTED = set(
-    """batch_norm instance_norm group_norm conv1d conv2d conv3d cat adaptive_avg_pool2d upsample_bilinear2d
-    upsample_nearest2d upsample_bicubic2d""".split()
-)
-"""Ops whose result has the memory format of their first operand."""
-_AS_FIRST = set(
-    """relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus dropout
-    feature_dropout sqrt rsqrt square abs neg clamp clip exp log pow""".split()
-)
-_IN_PLACE = set("relu_ relu6_ hardswish_ silu_ gelu_ leaky_relu_ hardtanh_ sigmoid_ clamp_ mul_ add_".split())
 
 
-def result_of(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor | None:
+def result_of(spec: OpSpec, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Tensor | None:
     """An op's result on the meta device, where its shape follows from a few lines; None for everything else."""
-    if not tensors or not args or (args[0] is not tensors[0] and name != "cat"):
+    if not tensors or not args or (args[0] is not tensors[0] and spec.name != "cat"):
         return None
     x = tensors[0]
     dtype = x.dtype
@@ -40,54 +31,39 @@ def result_of(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tenso
     for t in tensors:
         if t.dtype is not dtype:
             return None
-    if name in _AS_FIRST:
-        return like(x) if len(tensors) == 1 else None
-    if name in _IN_PLACE:
-        return x if len(tensors) == 1 or broadcast(x.shape, tensors[1].shape) == x.shape else None
-    if name in _TWO:
+    if spec.meta is not MetaShape.TORCH:
+        if spec.in_place:
+            return x if len(tensors) == 1 or broadcast_shape(x.shape, tensors[1].shape) == x.shape else None
+        if spec.meta is MetaShape.FIRST:
+            return like(x) if len(tensors) == 1 else None
         return _two(x, args[1]) if len(args) == 2 else None
-    known = SHAPES.get(name)
+    known = SHAPES.get(spec.name)
     shape = None if known is None else known(*args, **kwargs)
     if shape is None:
         return None
-    if name not in _FORMATTED or x.is_contiguous():
+    if not spec.keeps_format or x.is_contiguous():
         return torch.empty(shape, dtype=dtype, device=_META)
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return torch.empty(shape, dtype=dtype, device=_META, memory_format=torch.channels_last)
     return None
 
 
-_TWO = {"add", "mul", "sub", "div", "maximum", "minimum"}
-
-
-def _two(x: Tensor, y: Any) -> Tensor | None:
+def _two(x: Tensor, y: object) -> Tensor | None:
+    """The result of two operands, broadcast; the memory format is that of the one that has its shape."""
     if isinstance(y, (int, float)):
         return like(x)
     if not isinstance(y, Tensor):
         return None
-    shape = broadcast(x.shape, y.shape)
+    shape = broadcast_shape(x.shape, y.shape)
     for full in (x, y):
         if full.shape == shape:
             return like(full)
     return None if shape is None else torch.empty(shape, dtype=x.dtype, device=_META)
 
 
-def broadcast(a: Sequence[int], b: Sequence[int]) -> Shape | None:
-    """The shape of both, or None where they do not fit."""
-    if a == b:
-        return tuple(a)
-    if len(a) < len(b):
-        a, b = b, a
-    shape = list(a)
-    for i in range(1, len(b) + 1):
-        if shape[-i] == 1:
-            shape[-i] = b[-i]
-        elif b[-i] not in (1, shape[-i]):
-            return None
-    return tuple(shape)
+def shape_of(*names: str) -> Callable[[Callable[..., Shape | None]], Callable[..., Shape | None]]:
+    """Registers a function as what the shape of these ops' result follows from."""
 
-
-def _shape(*names: str) -> Callable[[Callable[..., Shape | None]], Callable[..., Shape | None]]:
     def register(function: Callable[..., Shape | None]) -> Callable[..., Shape | None]:
         SHAPES.update(dict.fromkeys(names, function))
         return function
@@ -95,30 +71,30 @@ def _shape(*names: str) -> Callable[[Callable[..., Shape | None]], Callable[...,
     return register
 
 
-@_shape("softmax", "log_softmax")
-def _softmax(x: Tensor, dim: int, dtype: Any = None) -> Shape | None:
+@shape_of("softmax", "log_softmax")
+def _softmax(x: Tensor, dim: int, dtype: object = None) -> Shape | None:
     return x.shape if dtype is None and -x.ndim <= dim < x.ndim else None
 
 
-@_shape("batch_norm", "instance_norm")
-def _batch_norm(x: Tensor, *others: Any) -> Shape | None:
+@shape_of("batch_norm", "instance_norm")
+def _batch_norm(x: Tensor, *others: object) -> Shape | None:
     fit = x.ndim > 1 and all(t.ndim == 1 and len(t) == x.shape[1] for t in others if isinstance(t, Tensor))
     return x.shape if fit else None
 
 
-@_shape("group_norm")
-def _group_norm(x: Tensor, num_groups: int, *others: Any) -> Shape | None:
+@shape_of("group_norm")
+def _group_norm(x: Tensor, num_groups: int, *others: object) -> Shape | None:
     return None if num_groups < 1 or x.ndim < 2 or x.shape[1] % num_groups else _batch_norm(x, *others)
 
 
-@_shape("layer_norm", "rms_norm")
-def _layer_norm(x: Tensor, normalized_shape: Any, *others: Any) -> Shape | None:
+@shape_of("layer_norm", "rms_norm")
+def _layer_norm(x: Tensor, normalized_shape: Sequence[int], *others: object) -> Shape | None:
     over = tuple(normalized_shape)
     fit = len(over) and x.shape[-len(over) :] == over and all(t.shape == over for t in others if isinstance(t, Tensor))
     return x.shape if fit else None
 
 
-@_shape("linear")
+@shape_of("linear")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         return None
@@ -127,14 +103,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | No
     return (*x.shape[:-1], weight.shape[0])
 
 
-@_shape("conv1d", "conv2d", "conv3d")
+@shape_of("conv1d", "conv2d", "conv3d")
 def _convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
 ) -> Shape | None:
     n = weight.ndim - 2
@@ -152,21 +128,22 @@ def _convolution(
     return (x.shape[0], weight.shape[0], *sizes)
 
 
-def _each(value: Any, n: int) -> Sequence[int]:
+def _each(value: Sizes, n: int) -> Sequence[int]:
+    """A size for each of n dimensions, where one number may stand for all."""
     if isinstance(value, int):
         return (value,) * n
     return value if len(value) == n else tuple(value) * n
 
 
-@_shape("matmul", "bmm", "mm")
+@shape_of("matmul", "bmm", "mm")
 def _matmul(a: Tensor, b: Tensor) -> Shape | None:
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         return None
-    batch = broadcast(a.shape[:-2], b.shape[:-2])
+    batch = broadcast_shape(a.shape[:-2], b.shape[:-2])
     return None if batch is None else (*batch, a.shape[-2], b.shape[-1])
 
 
-@_shape("cat")
+@shape_of("cat")
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Shape | None:
     first = tensors[0]
     n = first.ndim
@@ -184,8 +161,8 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Shape | None:
     return (*first.shape[:dim], total, *first.shape[dim + 1 :])
 
 
-@_shape("mean", "sum", "amax", "amin")
-def _reduced(x: Tensor, dim: Any = None, keepdim: bool = False) -> Shape | None:
+@shape_of("mean", "sum", "amax", "amin")
+def _reduced(x: Tensor, dim: Sizes | None = None, keepdim: bool = False) -> Shape | None:
     if dim is None or dim == []:
         return (1,) * x.ndim if keepdim else ()
     dims = {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)} if x.ndim else set()
@@ -194,25 +171,25 @@ def _reduced(x: Tensor, dim: Any = None, keepdim: bool = False) -> Shape | None:
     return tuple(n for d, n in enumerate(x.shape) if d not in dims)
 
 
-@_shape("adaptive_avg_pool2d")
-def _adaptive(x: Tensor, output_size: Any) -> Shape | None:
+@shape_of("adaptive_avg_pool2d")
+def _adaptive(x: Tensor, output_size: Sizes) -> Shape | None:
     return (*x.shape[:-2], *_each(output_size, 2)) if x.ndim in (3, 4) else None
 
 
-@_shape("scaled_dot_product_attention")
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *_: Any, **rest: Any) -> Shape | None:
+@shape_of("scaled_dot_product_attention")
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: object = None, *_: object, **rest: object) -> Shape | None:
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or rest.get("enable_gqa"):
         return None
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
         return None
-    wanted = (*q.shape[:3], k.shape[2])
-    if isinstance(attn_mask, Tensor) and broadcast(attn_mask.shape, wanted) != wanted:
+    scores = (*q.shape[:3], k.shape[2])
+    if isinstance(attn_mask, Tensor) and broadcast_shape(attn_mask.shape, scores) != scores:
         return None
     return (*q.shape[:3], v.shape[3])
 
 
-@_shape("upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
-def _upsample(x: Tensor, output_size: Any, *rest: Any, **named: Any) -> Shape | None:
+@shape_of("upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
+def _upsample(x: Tensor, output_size: Sequence[int] | None, *rest: object, **named: object) -> Shape | None:
     if x.ndim != 4:
         return None
     if output_size is None:
@@ -221,30 +198,3 @@ def _upsample(x: Tensor, output_size: Any, *rest: Any, **named: Any) -> Shape | 
             return None
         output_size = [int(n * f) for n, f in zip(x.shape[2:], factors, strict=True)]
     return (*x.shape[:2], *output_size)
-
-
-@cache
-def arguments_of(func: Any) -> tuple[tuple[str, Any, bool, bool], ...]:
-    """Of an ATen op's arguments: name, default value (`MISSING` where there is none), whether it is written to, and whether
-    it names a device."""
-    return tuple(
-        (
-            a.name,
-            a.default_value if a.has_default_value() else MISSING,
-            a.alias_info is not None and a.alias_info.is_write,
-            a.name == "device",
-        )
-        for a in schema_of(func).arguments
-    )
-
-
-MISSING = object()
-
-
-def bind(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """An ATen op's arguments by name, defaults filled in."""
-    arguments = arguments_of(func)
-    bound = {name: default for name, default, *_ in arguments if default is not MISSING}
-    bound.update(zip((a[0] for a in arguments), args, strict=False))
-    bound.update(kwargs)
-    return bound

@@ -1,72 +1,74 @@
-"""What a watched run finds out about parameters: which of their slices belong to which labels, and the layers they make."""
+"""What a run shows of parameters: which of their slices belong to which labels, and the layers they make."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
-from zerogate.groups.labels import along, constant, narrow_constant, squash, varying_dims
-from zerogate.groups.recording.record import Recording, SliceConstraint
+from zerogate.groups.label_tensors import collapse, drop_expanded, no_labels, rows_along, varying_dims
+from zerogate.groups.recording.record import NOT_ALWAYS, Recording, SliceConstraint
+from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
-from zerogate.groups.rules import Freeze, View
+from zerogate.groups.rules.protocol import Freeze, View
 from zerogate.modules.index import named_tensors, owner_of
 from zerogate.structure import Axis, LayerCall
 
-NOT_ALWAYS = "{} is used with and without removable channels"
 
+class ParameterTable:
+    """Knows a model's parameters and buffers wherever they appear in a run, and enters in the recording what it says of
+    them.
 
-class Parameters(Tracer):
-    """Names a model's parameters and buffers wherever they appear in the run."""
+    Args:
+        model: as it runs.
+        recording: what is entered into.
+        tracer: knows where in the user's code the run is.
+        labels: of the run's tensors.
+        examples: in the batch; MACs are recorded for one.
+    """
 
-    def __init__(self, model: nn.Module, meta: bool) -> None:
-        super().__init__(meta)
-        self.follow(model)
-        self.seen = Recording(meta=meta)
-        self._labels = self.by_tensor()
-        self._views = self.by_tensor()
+    def __init__(
+        self, model: nn.Module, recording: Recording, tracer: Tracer, labels: TensorMap[Tensor], examples: int
+    ) -> None:
+        self._recording, self._tracer, self._labels, self._examples = recording, tracer, labels, examples
         tensors = dict(named_tensors(model))
         self._names = {id(tensor): name for name, tensor in tensors.items()}
-        self._shapes_of = {name: tensor.shape for name, tensor in tensors.items()}
-        self._raw: dict[str, View] = {}
-        self._parameters = {name for name, _ in model.named_parameters()}
-        self._batch = 1
-        """Examples, by which MACs are divided."""
-
-    def labels_of(self, x: Tensor) -> Tensor | None:
-        return self._labels.get(x)
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self._trainable = {name for name, _ in model.named_parameters()}
+        self._whole: dict[str, View] = {}
+        """Name → the view of all of it, as it is."""
+        self.moved: TensorMap[list[View]] = tracer.tensor_map()
+        """Tensors made of parameters alone → the parameters that they are made of."""
 
     def views_of(self, x: Tensor) -> list[View]:
+        """Parameters and buffers that a tensor is made of, and of no activation."""
         name = self._names.get(id(x))
         if name is None:
-            return self._views.get(x, [])
+            return self.moved.get(x, [])
         if not x.is_floating_point():
             return []
-        if name not in self._raw:
+        if name not in self._whole:
             shape = x.shape
             steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
-            self._raw[name] = View(name, tuple(i.expand(shape) for i in steps))
-        return [self._raw[name]]
+            self._whole[name] = View(name, tuple(i.expand(shape) for i in steps))
+        return [self._whole[name]]
 
-    def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
-        return self.seen.labels.tie_rows(rows, self.where(reason))
-
-    def attach_or_freeze(self, tensor: Tensor, dim: int, vector: Tensor) -> None:
-        """`attach` for a parameter, also one that was moved before; others are constants of fixed size."""
+    def attach(self, parameter: Tensor, dim: int, vector: Tensor) -> None:
+        """Says that slices of a parameter, also of one that was moved before, go with these channels; raises `Freeze`
+        where the tensor is computed from something else."""
         if not vector.any():
             return
-        name = self._names.get(id(tensor))
+        name = self._names.get(id(parameter))
         if name is not None:
-            self.seen.attach(name, dim, vector)
+            self._recording.attach(name, dim, vector)
             return
-        views = self.views_of(tensor)
+        views = self.views_of(parameter)
         if not views:
             raise Freeze("an operand that is computed, not a parameter or buffer")
         for view in views:
-            shape = [1] * tensor.ndim
-            shape[dim] = -1
-            self.attach_view(view, vector.view(shape).expand(tensor.shape))
+            self.attach_view(view, _along(vector, parameter, dim))
 
     def attach_view(self, view: View, labels: Tensor) -> None:
         """Says that a parameter, moved as the view says and broadcast to the labels' shape, is sliced with them."""
@@ -76,77 +78,82 @@ class Parameters(Tracer):
         if not touching:
             return
         along_it = set(varying_dims(index[touching[0]]))
-        if len(touching) == 1 and vary == along_it and len(vary) == 1:  # the usual case: one dimension, in its order
-            (t,) = vary
-            if torch.equal(along(index[touching[0]], t)[:, 0], torch.arange(self._shapes_of[view.name][touching[0]])):
-                self.seen.attach(view.name, touching[0], along(labels, t)[:, 0])
-                return
-        if len(touching) == 1 and len(along_it) == 1 and vary - along_it:
-            # what is removed may lie along the other dimensions, and the parameter stay whole: it is seen in the end
+        if len(touching) == 1 and len(along_it) == 1:
             (t,) = along_it
-            (narrow,) = narrow_constant(labels)
-            dims = tuple(touching[0] if d == t else -1 for d in range(labels.ndim))
-            reason = self.where("a parameter among channels")
-            places = along(index[touching[0]], t)[:, 0]
-            size = self._shapes_of[view.name][touching[0]]
-            self.seen.slice_constraints.append(SliceConstraint(narrow, reason, view.name, dims, places, size))
-            return
-        sizes = [self._shapes_of[view.name][d] for d in touching]
+            places, size = rows_along(index[touching[0]], t)[:, 0], self._shapes[view.name][touching[0]]
+            in_order = vary == along_it and torch.equal(places, torch.arange(size))
+            if in_order:  # the usual case
+                self._recording.attach(view.name, touching[0], rows_along(labels, t)[:, 0])
+                return
+            if vary - along_it:
+                # what is removed may lie along the other dimensions, and the parameter stays whole: the end shows
+                (narrow,) = drop_expanded(labels)
+                dims = tuple(touching[0] if d == t else -1 for d in range(labels.ndim))
+                reason = self._tracer.where("a parameter among channels")
+                self._constrain(SliceConstraint(narrow, reason, view.name, dims, places, size))
+                return
+        self._attach_places(view.name, touching, index, labels)
+
+    def _attach_places(self, name: str, touching: list[int], index: dict[int, Tensor], labels: Tensor) -> None:
+        """Slices a parameter with labels that lie anywhere: in another order, at several places, or at a part of it.
+
+        Args:
+            touching: dimensions of the parameter along which the labels vary.
+            index: for each dimension of the parameter, where along it the entries lie.
+        """
+        sizes = [self._shapes[name][d] for d in touching]
         place = index[touching[0]]
         for d, n in zip(touching[1:], sizes[1:], strict=True):
-            here = index[d]
-            place = torch.where((place < 0) | (here < 0), -1, place * n + here)
-        place, labels = narrow_constant(place, labels)
+            place = torch.where((place < 0) | (index[d] < 0), -1, place * n + index[d])
+        place, labels = drop_expanded(place, labels)
         inside = place >= 0
         place, labels = place[inside], labels[inside]
-        held = torch.zeros(math.prod(sizes), dtype=torch.int64)
-        held.scatter_reduce_(0, place, labels, "amax")
-        self.seen.labels.unite(labels, held[place])
-        if ((labels == 0) & (held[place] != 0)).any():
-            half = torch.where(labels == 0, held[place], 0)
-            self.seen.labels.freeze(half, NOT_ALWAYS.format(view.name))
+        own = torch.zeros(math.prod(sizes), dtype=torch.int64)
+        own.scatter_reduce_(0, place, labels, "amax")
+        unite, freeze = self._recording.labels.unite, self._recording.labels.freeze
+        unite(labels, own[place])
+        if ((labels == 0) & (own[place] != 0)).any():
+            freeze(torch.where(labels == 0, own[place], 0), NOT_ALWAYS.format(name))
         if len(touching) > 1:
-            self.seen.slice_constraints.append(
-                SliceConstraint(
-                    squash(held.view(sizes)),
-                    self.where("a parameter over several dimensions of channels"),
-                    view.name,
-                    tuple(touching),
-                )
-            )
+            reason = self._tracer.where("a parameter over several dimensions of channels")
+            self._constrain(SliceConstraint(collapse(own.view(sizes)), reason, name, tuple(touching)))
             return
-        met = torch.zeros(len(held), dtype=torch.bool).index_fill_(0, place, True)
+        met = torch.zeros(len(own), dtype=torch.bool).index_fill_(0, place, True)
         if met.all():
-            self.seen.attach(view.name, touching[0], held)
+            self._recording.attach(name, touching[0], own)
         else:
-            own = self.axis(view.name, touching[0])
-            self.seen.labels.unite(own[met], held[met])
-            self.seen.labels.freeze(own[met][held[met] == 0], NOT_ALWAYS.format(view.name))
+            axis = self._axis(name, touching[0])
+            unite(axis[met], own[met])
+            freeze(axis[met][own[met] == 0], NOT_ALWAYS.format(name))
 
-    def axis(self, name: str, dim: int) -> Tensor:
+    def _constrain(self, constraint: SliceConstraint) -> None:
+        self._recording.slice_constraints.append(constraint)
+
+    def _axis(self, name: str, dim: int) -> Tensor:
         """The labels of an axis, new ones where there are none yet."""
-        if (name, dim) not in self.seen.axes:
-            self.seen.axes[name, dim] = self.seen.labels.new(self._shapes_of[name][dim])
-        return self.seen.axes[name, dim]
+        axes = self._recording.axes
+        if (name, dim) not in axes:
+            axes[name, dim] = self._recording.labels.new(self._shapes[name][dim])
+        return axes[name, dim]
 
-    def promote(self, x: Tensor, dims: set[int]) -> Tensor:
-        """Labels of a tensor made of parameters alone, varying along ``dims``: a parameter can make channels, too."""
-        labels = constant(x.shape)
+    def make_channels(self, x: Tensor, dims: Collection[int]) -> Tensor:
+        """Labels, which vary along ``dims``, for a tensor made of parameters alone that is used as an activation."""
+        labels = no_labels(x.shape)
         for view in self.views_of(x):
             for d, index in enumerate(view.index):
-                if dims & set(varying_dims(index)):
-                    own = self.axis(view.name, d)
-                    self.seen.parameter_sources.add((view.name, d))
-                    (narrow,) = narrow_constant(index)
-                    made = torch.where(narrow < 0, 0, own[narrow.clamp(min=0)]).expand(x.shape)
-                    self.seen.labels.unite(labels, made)
-                    labels = torch.where(labels != 0, labels, made) if labels.any() else made
-        labels = squash(labels)
+                if set(dims) & set(varying_dims(index)):
+                    own = self._axis(view.name, d)
+                    self._recording.parameter_sources.add((view.name, d))
+                    (narrow,) = drop_expanded(index)
+                    new = torch.where(narrow < 0, 0, own[narrow.clamp(min=0)]).expand(x.shape)
+                    self._recording.labels.unite(labels, new)
+                    labels = torch.where(labels != 0, labels, new) if labels.any() else new
+        labels = collapse(labels)
         if labels.any():
             self._labels[x] = labels
         return labels
 
-    def layer(
+    def record_layer(
         self,
         weight: Tensor,
         bias: Tensor | None,
@@ -157,103 +164,97 @@ class Parameters(Tracer):
         channel_dim: int = 0,
         repeats: int = 1,
     ) -> Tensor | None:
-        """Records a layer that contracts its input channels and makes new ones; returns the new labels.
-
-        Args:
-            weight: the parameter, or a view of it.
-            entering: labels of the input channels; None where none of them could be removed.
-            dims: dimensions of ``weight`` along which it consumes and produces.
-            macs: per consumed and produced channel, for the whole batch.
-            channel_dim: where the input has its channels, counted from the end.
-            repeats: the layer has as many groups of channels, and those at one place of all groups are tied.
-        """
+        """Records a layer that sums over its input channels and makes new ones; see `RuleContext.record_layer`."""
         views = self.views_of(weight)
-        sizes = [weight.shape[d] for d in dims if d is not None]
-        whole = views[0] if len(views) == 1 and not views[0].changed and views[0].name in self._parameters else None
-        own = [None if whole is None or d is None else self._own_dim(whole, weight, d) for d in dims]
-        if whole is None or any(o is None and d is not None for o, d in zip(own, dims, strict=True)):
+        whole = views[0] if len(views) == 1 and not views[0].changed and views[0].name in self._trainable else None
+        consumed, produced = dims
+        own_in, own_out = (None if whole is None or d is None else self._own_dim(whole, weight, d) for d in dims)
+        if whole is None or (own_in is None) != (consumed is None) or (own_out is None) != (produced is None):
+            sizes = [weight.shape[d] for d in dims if d is not None]
             self._record("", "", None, None, macs * math.prod(sizes), channel_dim)
             if entering is not None and entering.any():
                 raise Freeze("a layer whose weight is computed, not a parameter")
             return None
-        name, made = whole.name, None
-        axis_in = None if own[0] is None else (name, own[0])
-        axis_out = None if own[1] is None else (name, own[1])
-        if axis_in is not None:
-            assert dims[0] is not None
-            vector = torch.zeros(weight.shape[dims[0]], dtype=torch.int64) if entering is None else entering
-            shape = [1] * weight.ndim
-            shape[dims[0]] = -1
-            if self._names.get(id(weight)) == name:
-                self.seen.attach(name, axis_in[1], vector)
+        if own_in is not None and consumed is not None:
+            vector = torch.zeros(weight.shape[consumed], dtype=torch.int64) if entering is None else entering
+            if self._names.get(id(weight)) == whole.name:
+                self._recording.attach(whole.name, own_in, vector)
             elif vector.any():
-                self.attach_view(whole, vector.view(shape).expand(weight.shape))
-        if axis_out is not None:
-            assert dims[1] is not None
-            total = self._shapes_of[name][axis_out[1]]
-            if axis_out not in self.seen.axes and repeats > 1:
-                self.seen.axes[axis_out] = self.seen.labels.new(total // repeats).repeat(repeats)
-            labels = self.axis(*axis_out)
-            if repeats > 1:
-                self.seen.labels.unite(labels.view(repeats, -1), labels.view(repeats, -1)[:1])
-            made = labels if weight.shape[dims[1]] == total else labels[whole.indices(axis_out[1], dims[1])]
-            macs *= weight.shape[dims[1]] / total
+                self.attach_view(whole, _along(vector, weight, consumed))
+        new = None
+        if own_out is not None and produced is not None:
+            new = self._new_channels(whole, own_out, weight, produced, repeats)
+            macs *= weight.shape[produced] / self._shapes[whole.name][own_out]
             if bias is not None:
-                self._add_bias(bias, made)
-        self._record(owner_of(name), name, axis_in, axis_out, macs, channel_dim)
-        return made
+                self._attach_bias(bias, new)
+        axis_in = None if own_in is None else (whole.name, own_in)
+        axis_out = None if own_out is None else (whole.name, own_out)
+        self._record(owner_of(whole.name), whole.name, axis_in, axis_out, macs, channel_dim)
+        return new
 
     def _own_dim(self, view: View, weight: Tensor, dim: int) -> int | None:
+        """The parameter's own dimension along a dimension of a view of it."""
         if self._names.get(id(weight)) == view.name:
             return dim
         return view.dim_along(dim)
 
-    def _add_bias(self, bias: Tensor, made: Tensor) -> None:
-        labels = self.labels_of(bias)
+    def _new_channels(self, view: View, own: int, weight: Tensor, dim: int, repeats: int) -> Tensor:
+        """Labels of what a layer makes, [size of dim]: those along its parameter's dimension ``own``, tied over
+        ``repeats`` groups."""
+        total = self._shapes[view.name][own]
+        if repeats > 1:
+            new = self._recording.axes.get((view.name, own))
+            if new is None:
+                new = self._recording.labels.new(total // repeats).repeat(repeats)
+                self._recording.axes[view.name, own] = new
+            self._recording.labels.unite(new.view(repeats, -1), new.view(repeats, -1)[:1])
+        labels = self._axis(view.name, own)
+        return labels if weight.shape[dim] == total else labels[view.indices(own, dim)]
+
+    def _attach_bias(self, bias: Tensor, new: Tensor) -> None:
+        labels = self._labels.get(bias)
         if labels is not None:
-            self.seen.labels.unite(labels, made.expand(labels.shape))
+            self._recording.labels.unite(labels, new.expand(labels.shape))
         name = self._names.get(id(bias))
-        if name is not None and made.shape == bias.shape:
-            self.seen.attach(name, 0, made)
+        if name is not None and new.shape == bias.shape:
+            self._recording.attach(name, 0, new)
             return
         for view in self.views_of(bias):
-            self.attach_view(view, made.expand(bias.shape))
+            self.attach_view(view, new.expand(bias.shape))
 
-    def blocks(
+    def record_grouped_conv(
         self, weight: Tensor, bias: Tensor | None, vector: Tensor | None, macs: float, channel_dim: int
     ) -> Tensor | None:
-        """Records a convolution in groups each of which is one unit: labels [outputs] pass through it."""
+        """Records a convolution in groups each of which is one unit; see `RuleContext.record_grouped_conv`."""
         name = self._names.get(id(weight))
         if name is None or vector is None or not vector.any():
-            self.layer(
-                weight, None, entering=None, dims=(None, None), macs=macs * weight.shape[0], channel_dim=channel_dim
-            )
+            macs *= weight.shape[0]
+            self.record_layer(weight, None, entering=None, dims=(None, None), macs=macs, channel_dim=channel_dim)
             return None
-        self.seen.attach(name, 0, vector)
+        self._recording.attach(name, 0, vector)
         if bias is not None:
-            self.attach_or_freeze(bias, 0, vector)
+            self.attach(bias, 0, vector)
         self._record(owner_of(name), name, None, (name, 0), macs, channel_dim)
         return vector
 
-    def apart(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
-        """Records a layer that runs once for each of these channels, [size], and leaves them apart; per channel it has as
-        many MACs."""
+    def record_repeated_layer(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
+        """Records a layer that runs once for each of these channels and leaves them apart; ``macs``: per channel."""
         views = self.views_of(weight)
-        name = views[0].name if len(views) == 1 and views[0].name in self._parameters else ""
-        self.seen.repeated[len(self.seen.calls)] = vector
+        name = views[0].name if len(views) == 1 and views[0].name in self._trainable else ""
+        self._recording.repeated[len(self._recording.calls)] = vector
         self._record(owner_of(name), name, None, None, macs * len(vector), channel_dim)
 
     def _record(
         self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int
     ) -> None:
-        host = self.stack[-1] if self.stack else ""
-        self.seen.calls.append(LayerCall(layer, host, weight, axis_in, axis_out, macs / self._batch, channel_dim))
-
-    def where(self, reason: str) -> str:
-        """The reason, with the module and the line of the user's code that is running."""
-        return located(reason, self.stack[-1] if self.stack else "", self.place())
+        host = self._tracer.module
+        self._recording.calls.append(
+            LayerCall(layer, host, weight, axis_in, axis_out, macs / self._examples, channel_dim)
+        )
 
 
-def located(reason: str, module: str, place: tuple[str, int]) -> str:
-    line = f" ({place[0].replace(chr(92), '/').rpartition('/')[2]}:{place[1]})" if place[0] else ""
-    return f"{reason}{f' in {module}' if module else ''}{line}"
+def _along(vector: Tensor, x: Tensor, dim: int) -> Tensor:
+    """A vector of labels along one dimension of a tensor of x's shape."""
+    shape = [1] * x.ndim
+    shape[dim] = -1
+    return vector.view(shape).expand(x.shape)

@@ -1,148 +1,178 @@
-"""The raw record of one watched run, in labels."""
+"""The record of one run of a model, in labels; `units` reads the groups off it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from zerogate.groups.labels import Labels, narrow_constant, varying_dims
-from zerogate.groups.recording.meta_shapes import bind
+from zerogate.groups.arguments import Args, AtenOp, Kwargs, Place, bind, scalars_among
+from zerogate.groups.label_tensors import drop_expanded, varying_dims
+from zerogate.groups.labels import Labels
+from zerogate.groups.ops import OpSpec, spec_of
+from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.modules.copies import like
+from zerogate.modules.run import Inputs
 from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute
+
+NOT_ALWAYS = "{} is used with and without removable channels"
+
+ResultLabels = Tensor | list[Tensor] | None
+"""Labels of a result: one tensor of its shape; None where nothing of it can be removed; for a parameter that was moved,
+a list with the labels along each of its dimensions."""
 
 
 @dataclass(frozen=True)
 class SliceConstraint:
-    """Labels of something that must stay a box: what is removed of it must be whole slices along one dimension."""
+    """Labels of a tensor of which only whole slices along one dimension can be removed."""
 
     labels: Tensor
     reason: str
+    """Why those stay that are no slices, with module and line."""
     name: str = ""
     """A parameter that is sliced with it."""
     dims: tuple[int, ...] = ()
-    """Which dimension of the parameter lies along each dimension of the box; −1 where none does."""
+    """Which dimension of the parameter lies along each dimension of the labels; −1 where none does."""
     index: Tensor | None = None
-    """Which of the parameter's places lies at each place of the box, along the dimension that is no −1; None: the same."""
+    """Which of the parameter's places lies at each place of the labels, along the dimension that is not −1; None: the
+    same."""
     size: int = 0
     """Places of the parameter along that dimension."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Step:
-    """One ATen call: what it was given, but for the tensors, and the labels that entered and left."""
+    """One call of an ATen op, without tensors, and the labels that entered and left."""
 
     name: str
     module: str
-    place: tuple[str, int]
-    func: Any
-    args: Any
-    kwargs: Any
+    """Innermost module whose forward was running; "" is the root."""
+    place: Place
+    func: AtenOp
+    args: Args
+    """Positional arguments, None in place of tensors; ``kwargs`` likewise."""
+    kwargs: Kwargs
     entering: list[Tensor]
-    outs: list[tuple[tuple[int, ...], Any]]
-    """Shape and labels of each result: one tensor, None where nothing of it can be removed, or for a parameter that was
-    moved a list with the labels along each of its dimensions."""
+    """Labels of the operands that have any."""
+    outs: list[tuple[tuple[int, ...], ResultLabels]]
+    """Shape and labels of each result; `Recording.label_moved_parameters` fills in those of moved parameters."""
     node: str = ""
     """Where the model is an exported graph, the name of the node that ran it."""
 
-    def bound(self) -> dict[str, Any]:
+    def bound(self) -> Kwargs:
+        """All arguments by name."""
         return bind(self.func, self.args, self.kwargs)
 
     @cached_property
-    def scalars(self) -> list[Any]:
+    def spec(self) -> OpSpec:
+        """What is known of the op."""
+        return spec_of(self.func)
+
+    @cached_property
+    def scalars(self) -> list[bool | int | float | str]:
         """All numbers and words among the arguments, in order."""
         return scalars_among((self.args, self.kwargs))
 
 
-def scalars_among(arguments: Any) -> list[Any]:
-    if isinstance(arguments, (list, tuple)):
-        return [x for item in arguments for x in scalars_among(item)]
-    if isinstance(arguments, dict):
-        return scalars_among(list(arguments.values()))
-    return [arguments] if isinstance(arguments, (bool, int, float, str)) else []
+@dataclass
+class MovedParameter:
+    """A result of a step that holds entries of parameters alone."""
+
+    step: int
+    result: int
+    """Its place among the step's results."""
+    index: list[tuple[str, tuple[Tensor, ...]]]
+    """Parameters, and where along each of their dimensions the entries of the result lie."""
 
 
 @dataclass
 class Recording:
+    """What one run has shown. Rules add to it through `groups.rules.protocol.RuleContext`; trials tie and freeze more
+    labels."""
+
     meta: bool = True
-    """Whether the model runs on the meta device."""
+    """Whether the model ran on the meta device."""
     labels: Labels = field(default_factory=Labels)
     axes: dict[Axis, Tensor] = field(default_factory=dict)
+    """Labels along dimensions of parameters and buffers, [size]; see `attach`."""
     parameter_sources: set[Axis] = field(default_factory=set)
     """Axes of parameters that are themselves activations (class tokens, queries)."""
     calls: list[LayerCall] = field(default_factory=list)
+    """Every run of a layer, in order."""
     repeated: dict[int, Tensor] = field(default_factory=dict)
-    """Number of a call that is made once for each channel → labels of these."""
+    """Number of a call that runs once for each channel → labels of these channels."""
     inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """Labels of the network's own inputs, if they are asked for."""
     unfollowed: dict[str, str] = field(default_factory=dict)
-    """Tensors that some op without a rule has read, with the reason to give."""
+    """Tensors that some op reads in a way that cannot be followed → why; nothing is cut from them."""
     slice_constraints: list[SliceConstraint] = field(default_factory=list)
     head_labels: list[Tensor] = field(default_factory=list)
     """Labels that a product of two activations sums together."""
     norms: list[Norm] = field(default_factory=list)
+    """Modules that are to normalise over the kept ones of their channels."""
     size_attributes: dict[tuple[str, str, int | None], SizeAttribute] = field(default_factory=dict)
+    """Module, attribute, and place in it → what it counts."""
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules and how they are called."""
     steps: list[Step] = field(default_factory=list)
+    """Every op that ran, but for those that only settle a tensor's layout."""
     module_inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     """Module → labels of what it was last called with."""
-    unrepairable: set[tuple[tuple[str, int], str]] = field(default_factory=set)
-    """Lines of code for which no attribute, or no tie, was found."""
+    moved_parameters: list[MovedParameter] = field(default_factory=list)
     twin: nn.Module | None = None
-    """A copy as it was before the run, to cut and run again; None where it holds data and had better be made anew."""
-    results: dict[Any, Any] = field(default_factory=dict)
-    """What all runs on the meta device share: see `Tracer.results`."""
-    vectors: Any = None
-    """What a replay counts, once it has been gathered."""
-    settled_at: int = -1
-    """The state of the labels in which all boxes were found whole."""
-    moved_parameters: list[tuple[int, int, list[tuple[str, tuple[Tensor, ...]]]]] = field(default_factory=list)
-    """Steps and results that hold parameters alone: their names, and where along each of their dimensions entries lie."""
-    _named: int = -1
+    """A copy as it was before the run, to cut and run again; None where it would hold data: it is copied again when it
+    is needed."""
+    shapes: ShapeCache = field(default_factory=ShapeCache)
+    """What ops give on the meta device, for all runs of this model and of its cut copies."""
+    constraints_met_at: int = -1
+    """`Labels.changes` when all slice constraints were last met."""
+    _axes_named: int = -1
+    """Number of axes when moved parameters were last labelled."""
 
     def attach(self, name: str, dim: int, vector: Tensor) -> None:
-        """Says that slices of a tensor belong to these labels; twice with different labels ties them."""
+        """Says that slices of a parameter or buffer along ``dim`` go with these labels, [size]; a second time with
+        other labels ties both, and freezes where one of them holds none."""
         known = self.axes.setdefault((name, dim), vector)
         if known is vector:
             return
         self.labels.unite(known, vector)
-        lopsided = (known == 0) != (vector == 0)
-        if lopsided.any():
-            reason = f"{name} is used with and without removable channels"
-            self.labels.freeze(torch.where(lopsided, torch.maximum(known, vector), 0), reason)
+        self.freeze_one_sided(known, vector, NOT_ALWAYS.format(name))
 
-    def name_moved(self) -> None:
-        """Labels of results that hold parameters alone, as far as it is known which of these are sliced."""
-        if self._named == len(self.axes):
+    def freeze_one_sided(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Freezes labels of a or b where the other one has none."""
+        one_sided = (a == 0) != (b == 0)
+        if one_sided.any():
+            self.labels.freeze(torch.where(one_sided, torch.maximum(a, b), 0), reason)
+
+    def label_moved_parameters(self) -> None:
+        """Fills in labels of results computed from parameters only, once it is known which parameters are sliced."""
+        if self._axes_named == len(self.axes):
             return
-        self._named = len(self.axes)
-        for number, place, views in self.moved_parameters:
-            shape, _ = self.steps[number].outs[place]
-            self.steps[number].outs[place] = shape, self._labels_in_views(shape, views)
-            self.steps[number].__dict__.pop("demands", None)
+        self._axes_named = len(self.axes)
+        for moved in self.moved_parameters:
+            outs = self.steps[moved.step].outs
+            shape, _ = outs[moved.result]
+            outs[moved.result] = shape, self._labels_of_moved(shape, moved)
 
-    def _labels_in_views(
-        self, shape: tuple[int, ...], views: list[tuple[str, tuple[Tensor, ...]]]
-    ) -> list[Tensor] | None:
-        found: dict[tuple[int, ...], Tensor] = {}  # parameters put in line, as in cat, share their dimension
-        for name, index in views:
-            for d, at in enumerate(index):
+    def _labels_of_moved(self, shape: tuple[int, ...], moved: MovedParameter) -> list[Tensor] | None:
+        by_dims: dict[tuple[int, ...], Tensor] = {}  # parameters that were concatenated share their dimension
+        for name, index in moved.index:
+            for d, places in enumerate(index):
                 axis = self.axes.get((name, d))
                 if axis is not None and axis.any():
-                    (narrow,) = narrow_constant(at)
+                    (narrow,) = drop_expanded(places)
                     labels = torch.where(narrow < 0, 0, axis[narrow.clamp(min=0)]).expand(shape)
-                    key = tuple(varying_dims(at))
-                    found[key] = torch.where(labels != 0, labels, found[key]) if key in found else labels
-        return list(found.values()) or None
+                    key = tuple(varying_dims(places))
+                    by_dims[key] = torch.where(labels != 0, labels, by_dims[key]) if key in by_dims else labels
+        return list(by_dims.values()) or None
 
-    def prepared(self, inputs: Any) -> Any:
+    def prepared(self, inputs: Inputs) -> Inputs:
         """Example inputs as a run takes them: on the meta device, but for what holds integers."""
 
-        def prepare(x: Any) -> Any:
+        def prepare(x: object) -> object:
             if not isinstance(x, Tensor):
                 return x
             if not self.meta:

@@ -1,12 +1,10 @@
 """Runs a copy of the model once and follows the label of every channel through it.
 
 The copy runs in inference mode: there ATen ops arrive whole (``linear``, ``batch_norm``, ``flatten``) rather than in
-pieces, and whatever the run leaves behind is left in the copy.
+pieces, and whatever the run changes is changed in the copy.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from zerogate.cutting.attention import Attention, refusal
 from zerogate.errors import WatchError, first_line
-from zerogate.groups.labels import squash
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.recording.recorder import Recorder
 from zerogate.groups.recording.twin import twin_of
@@ -25,7 +22,7 @@ from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
 
 
 def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Recording:
-    """Runs a copy of the model in evaluation mode on example inputs and returns what was seen.
+    """Runs a copy of the model in evaluation mode on example inputs and returns what it shows.
 
     Raises `WatchError` when the model cannot be copied, rejects the inputs, or returns no tensor.
     """
@@ -33,10 +30,10 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Re
     inputs = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
     with kept_rng(model):
         try:
-            return _watch(model, inputs, label_inputs, meta=True)
+            return _record(model, inputs, label_inputs, meta=True)
         except Exception:  # it asked for data, or uses an op that has no shape-only version
             try:
-                return _watch(model, inputs, label_inputs, meta=False)
+                return _record(model, inputs, label_inputs, meta=False)
             except WatchError:
                 raise
             except Exception as error:
@@ -47,32 +44,27 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Re
                 ) from error
 
 
-def _watch(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Recording:
+def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Recording:
     twin = twin_of(model, meta)
     untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
-    watcher = Recorder(twin, inputs, label_inputs, meta)
-    with torch.inference_mode(), watcher:
-        outputs = tensors_of(call(twin, watcher.inputs))
+    recorder = Recorder(twin, inputs, label_inputs, meta)
+    with torch.inference_mode(), recorder.tracer:
+        outputs = tensors_of(call(twin, recorder.inputs))
     if not outputs:
         raise WatchError(
             f"{type(model).__name__} returns no tensor (also not in a tuple, list, dict or dataclass); "
             "give zerogate the module whose outputs matter"
         )
-    for x in outputs:
-        watcher.stored(x)
-        watcher.used(x)
-        if (labels := watcher.labels_of(x)) is not None:
-            watcher.seen.labels.freeze(squash(labels), "an output of the network")
-    watcher.seen.twin = untouched
-    watcher.finish()
-    watcher.seen.name_moved()
+    recorder.freeze_outputs(outputs)
+    recording = recorder.finish()
+    recording.twin = untouched
     for name, module in modules_by_name(twin).items():
         if isinstance(module, Attention) and module.called:
-            watcher.seen.attention[name] = dict(module.called)
+            recording.attention[name] = dict(module.called)
             if (reason := refusal(module.called)) is not None:
                 for tensor, _ in module.named_parameters():
-                    watcher.seen.unfollowed[f"{name}.{tensor}"] = f"{reason} in {name}"
-    return watcher.seen
+                    recording.unfollowed[f"{name}.{tensor}"] = f"{reason} in {name}"
+    return recording
 
 
 def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
@@ -94,10 +86,10 @@ def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _dtypes(model: nn.Module) -> str:
-    found = sorted({str(p.dtype) for p in model.parameters()})
-    return f" ({', '.join(found)})" if found else ""
+    dtypes = sorted({str(p.dtype) for p in model.parameters()})
+    return f" ({', '.join(dtypes)})" if dtypes else ""
 
 
-def _describe(inputs: Any) -> str:
+def _describe(inputs: Inputs) -> str:
     shown = [f"{tuple(x.shape)} {x.dtype} {x.device}" for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     return ", ".join(shown) or f"a {type(inputs).__name__} without tensors"

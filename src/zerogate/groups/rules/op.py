@@ -2,144 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import along, constant, over, squash, varying_dims
-from zerogate.groups.recording.meta_shapes import bind
+from zerogate.groups.arguments import Args, AtenOp, Kwargs, bind
+from zerogate.groups.label_tensors import collapse, max_over, no_labels, rows_along, varying_dims
+from zerogate.groups.ops import OPS, Family, spec_of
+from zerogate.groups.rules.protocol import Freeze, RuleContext, View
 
-if TYPE_CHECKING:
-    from zerogate.groups.recording.recorder import Recorder
-
-Out = Tensor | list[Tensor | None] | None
-Rule = Callable[["Op"], Out]
-RULES: dict[str, Rule] = {}
-"""ATen op → labels of its output(s): None where none comes out, one tensor, or a list with an entry per output tensor."""
-
-
-class Freeze(Exception):
-    """Raised by a rule that cannot follow the labels; carries the reason."""
-
-
-class UnknownValue(Exception):
-    """Raised where a run without data would need a tensor's values; the watcher then runs with data."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A parameter or buffer that was moved about before use.
-
-    Attributes:
-        name: whose entries these are.
-        index: for each of its dimensions, where along it every entry lies, int64 of the tensor's shape now; −1 where an
-            entry is none of it.
-        changed: whether its values are others now (it was scaled, passed through a function, …).
-    """
-
-    name: str
-    index: tuple[Tensor, ...]
-    changed: bool = False
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether dimensions have at most been permuted or lengthened by 1."""
-        sizes = [int(i.amax()) + 1 for i in self.index]
-        now = self.index[0].shape if self.index else torch.Size()
-        one_each = all(len(varying_dims(i)) <= 1 for i in self.index)
-        return one_each and sorted(s for s in sizes if s > 1) == sorted(s for s in now if s > 1)
-
-    def dim_along(self, dim: int) -> int | None:
-        """Which dimension of the parameter lies along this dimension of the tensor."""
-        dim %= self.index[0].ndim
-        found = [d for d, i in enumerate(self.index) if dim in varying_dims(i)]
-        return found[0] if len(found) == 1 else None
-
-    def indices(self, own: int, dim: int) -> Tensor:
-        """Indices along the parameter's dimension ``own``, in the order of the tensor's dimension ``dim``."""
-        return along(self.index[own], dim)[:, 0]
+INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Dtypes of indices and masks."""
 
 
 class Op:
-    """One call of an ATen op inside a watched run."""
+    """One call of an ATen op inside a recorded run."""
 
     def __init__(
-        self,
-        watcher: Recorder,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: Any,
-        tensors: list[Tensor],
+        self, context: RuleContext, func: AtenOp, args: Args, kwargs: Kwargs, out: Any, tensors: list[Tensor]
     ) -> None:
-        self.watcher, self.func, self.args, self.kwargs, self.out = watcher, func, args, kwargs, out
-        self.name: str = func.overloadpacket.__name__
+        self.context, self.func, self.args, self.kwargs = context, func, args, kwargs
+        self.out = out
+        """What the op returned: a tensor, or several."""
         self.tensors = tensors
+        """Tensors among the arguments, in order."""
+        self.spec = spec_of(func)
+        self.name = self.spec.name
 
     @cached_property
-    def bound(self) -> dict[str, Any]:
+    def bound(self) -> Kwargs:
         """Arguments by name, defaults filled in."""
         return bind(self.func, self.args, self.kwargs)
 
-    def labels(self, x: Any) -> Tensor | None:
-        return self.watcher.labels_of(x) if isinstance(x, Tensor) else None
+    @property
+    def results(self) -> list[Any]:
+        """What the op returned, as a list."""
+        return list(self.out) if isinstance(self.out, (list, tuple)) else [self.out]
+
+    def labels(self, x: object) -> Tensor | None:
+        """Labels of an argument; None where nothing of it could be removed."""
+        return self.context.labels_of(x) if isinstance(x, Tensor) else None
 
     def labels_or_zero(self, x: Tensor) -> Tensor:
-        found = self.watcher.labels_of(x)
-        return constant(x.shape) if found is None else found
+        """Labels of an argument, 0 where nothing of it could be removed."""
+        labels = self.context.labels_of(x)
+        return no_labels(x.shape) if labels is None else labels
 
-    def views(self, x: Any) -> list[View]:
-        return self.watcher.views_of(x) if isinstance(x, Tensor) else []
+    def views(self, x: object) -> list[View]:
+        """Parameters that an argument is made of, and of no activation."""
+        return self.context.views_of(x) if isinstance(x, Tensor) else []
 
     def unite(self, a: Tensor, b: Tensor) -> None:
-        self.watcher.seen.labels.unite(a, b)
+        """Ties a[i] to b[i] for every i where both are labels; shapes broadcast."""
+        self.context.unite(a, b)
 
-    def channels(self, found: Tensor, dim: int) -> Tensor:
-        """The one label of each index of a dimension; several labels at one index are tied together."""
-        rows = along(found, dim)
+    def channels(self, labels: Tensor, dim: int) -> Tensor:
+        """The one label of each index of a dimension, [size]; several labels at one index are tied."""
+        rows = rows_along(labels, dim)
         if rows.shape[1] == 1:
             return rows[:, 0]
         vector = rows.amax(1)
         self.unite(rows, vector[:, None])
         return vector
 
-    def mix(self, found: Tensor, dims: set[int]) -> Tensor:
-        """Labels after an op that mixes what lies along ``dims``: tied along them, because none of them can shrink."""
-        vary = set(varying_dims(found))
-        hit = sorted(vary & dims)
-        if not hit:
-            return found
-        if not vary - dims:
+    def tie_along(self, labels: Tensor, dims: Collection[int]) -> Tensor:
+        """Labels after an op that mixes what lies along ``dims``: tied along them, because none of them can shrink.
+
+        Raises `Freeze` where they vary along these dimensions alone: all channels are mixed.
+        """
+        vary = set(varying_dims(labels))
+        mixed = vary & set(dims)
+        if not mixed:
+            return labels
+        if mixed == vary:
             raise Freeze(f"{self.name} over channels")
-        return self.mix_all(found, set(hit))
+        return self.tie_all_along(labels, mixed)
 
-    def mix_all(self, found: Tensor, dims: set[int]) -> Tensor:
-        """`mix`, also where nothing else varies."""
-        tied = over(found, dims)
-        self.unite(found, tied)
-        return squash(tied.expand(found.shape))
+    def tie_all_along(self, labels: Tensor, dims: Collection[int]) -> Tensor:
+        """`tie_along` that also ties where nothing else varies."""
+        tied = max_over(labels, dims)
+        self.unite(labels, tied)
+        return collapse(tied.expand(labels.shape))
+
+    def attach_parameters(self, x: Tensor, labels: Tensor) -> None:
+        """Says that the parameters in x, broadcast to these labels, are sliced with them."""
+        for view in self.views(x):
+            self.context.attach_view(view, labels)
+        self.context.tie_to_constant(x, labels)
+
+    def first_result(self, labels: Tensor | None) -> Out:
+        """Labels for the first result; the others have none."""
+        return labels if isinstance(self.out, Tensor) else [labels, *[None] * (len(self.out) - 1)]
+
+    def all_results(self, labels: Tensor | None) -> Out:
+        """The same labels for every result, such as values and their places."""
+        return labels if isinstance(self.out, Tensor) else [labels] * len(self.out)
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+Out = Tensor | list[Tensor | None] | None
+"""Labels of an op's result(s): one tensor, a list with an entry for each result, None where no labels come out."""
+Rule = Callable[[Op], Out]
+RULES: dict[str | Family, Rule] = {}
+"""ATen op, or family of ops → its rule. An op's own rule goes before that of its family."""
+
+
+def rule(*ops: str | Family) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of these ops, which must be declared in `groups.ops`, or of families of ops.
+
+    The rule is called after the op has run, if labels enter it (or always, if the op is declared to make channels). It
+    returns the labels of the results, and ties, freezes and records through ``op.context``. It may raise `Freeze`.
+    """
+    for name in ops:
+        if isinstance(name, str) and name not in OPS:
+            raise ValueError(f"a rule for {name!r}, which is no declared op; call declare({name!r}, Family.…) first")
+
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
+        RULES.update(dict.fromkeys(ops, function))
         return function
 
     return register
-
-
-def replaced(arguments: Any, function: Callable[[Any], Any]) -> Any:
-    """An op's arguments with the function applied to everything in them."""
-    if isinstance(arguments, (list, tuple)):
-        return type(arguments)([replaced(x, function) for x in arguments])
-    if isinstance(arguments, dict):
-        return {k: replaced(x, function) for k, x in arguments.items()}
-    return function(arguments)
-
-
-def words(text: str) -> list[str]:
-    return text.split()

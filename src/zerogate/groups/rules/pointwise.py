@@ -1,96 +1,68 @@
-"""Pointwise ops: channels that meet must live or die together, and a parameter that meets them is sliced with them."""
+"""Pointwise ops: channels that meet must be removed together, and a parameter that meets them is sliced with them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zerogate.groups.labels import constant, narrow_constant, squash, varying_dims
-from zerogate.groups.rules.op import Freeze, Op, Out, rule, words
-
-POINTWISE = words("""
-    relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ gelu gelu_ silu silu_ mish mish_
-    sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ softplus softsign
-    hardshrink softshrink tanhshrink threshold threshold_ log_sigmoid rrelu clamp clamp_ clip clip_ where add add_ sub
-    sub_ mul mul_ div div_ true_divide rsub pow pow_ square sqrt rsqrt exp log abs neg neg_ maximum minimum lerp addcmul
-    addcdiv multiply divide subtract negative absolute copy_
-""")
+from zerogate.groups.label_tensors import collapse, first_label, no_labels, varying_dims
+from zerogate.groups.ops import Family
+from zerogate.groups.rules.op import Op, Out, rule
+from zerogate.groups.rules.protocol import Freeze
 
 
-def is_pointwise(func: Any) -> bool:
-    """Whether each entry of an op's result depends on the entries at its own place alone."""
-    return func.overloadpacket.__name__ in POINTWISE or torch.Tag.pointwise in func.tags
-
-
-@rule(*POINTWISE)
+@rule(Family.POINTWISE)
 def pointwise(op: Op) -> Out:
     if not isinstance(op.out, Tensor):
         raise Freeze(f"{op.name} has several outputs")
     shape, met = op.out.shape, None
     for x in op.tensors:
-        found = op.labels(x)
-        if found is None:
+        labels = op.labels(x)
+        if labels is None:
             continue
-        found = found if found.shape == shape else found.expand(shape)
+        labels = labels if labels.shape == shape else labels.expand(shape)
         if met is None:
-            met = found
-        elif met is not found:
-            met, found = _several(op, met, found), _several(op, found, met)
-            op.unite(met, found)
-            met = squash(either(met, found))
+            met = labels
+        elif met is not labels:
+            met, labels = _one_of_many(op, met, labels), _one_of_many(op, labels, met)
+            op.unite(met, labels)
+            met = collapse(first_label(met, labels))
     if met is None:
         return None
     for x in op.tensors:
         if op.labels(x) is None:
-            meet(op, x, met)
+            op.attach_parameters(x, met)
     return met
 
 
-def _several(op: Op, mine: Tensor, other: Tensor) -> Tensor:
-    """Labels, or none where a single one meets many: a map of one channel by which all others are scaled stays, and does
-    not tie them."""
-    if varying_dims(mine) or not varying_dims(other) or not mine.any():
-        return mine
-    op.watcher.seen.labels.freeze(mine, op.watcher.where(f"{op.name} of a single channel with others"))
-    return constant(mine.shape)
-
-
-def meet(op: Op, x: Tensor, labels: Tensor) -> None:
-    """Says that the parameters in x, broadcast to these labels, are sliced with them."""
-    for view in op.views(x):
-        op.watcher.attach_view(view, labels)
-    op.watcher.meet_constant(x, labels)
-
-
-def either(a: Tensor, b: Tensor) -> Tensor:
-    """a where it is a label, else b; keeps dimensions along which neither varies expanded."""
-    shape = a.shape
-    a, b = narrow_constant(a, b)
-    return torch.where(a != 0, a, b).expand(shape)
+def _one_of_many(op: Op, labels: Tensor, other: Tensor) -> Tensor:
+    """These labels, or none where a single one meets many: a map of one channel by which all others are scaled stays,
+    and does not tie them."""
+    if varying_dims(labels) or not varying_dims(other) or not labels.any():
+        return labels
+    op.context.freeze(labels, f"{op.name} of a single channel with others")
+    return no_labels(labels.shape)
 
 
 @rule("glu")
 def _glu(op: Op) -> Out:
     """The channels at one place of both halves are tied, so that the halves stay equally long."""
-    found = op.labels(op.bound["self"])
-    assert found is not None
-    dim = op.bound.get("dim", -1) % found.ndim
-    a, b = found.chunk(2, dim)
-    if dim not in varying_dims(found):
+    labels = op.labels_or_zero(op.bound["self"])
+    dim = op.bound.get("dim", -1) % labels.ndim
+    a, b = labels.chunk(2, dim)
+    if dim not in varying_dims(labels):
         return a
     op.unite(a, b)
-    labels = squash(either(a, b))
-    mixed = torch.where((a == 0) | (b == 0), labels, 0)
-    op.watcher.seen.labels.freeze(mixed, op.watcher.where("glu of channels and constants"))
-    return labels
+    either = collapse(first_label(a, b))
+    op.context.freeze(torch.where((a == 0) | (b == 0), either, 0), "glu of channels and constants")
+    return either
 
 
 @rule("prelu")
 def _prelu(op: Op) -> Out:
-    found = op.labels(op.bound["self"])
+    """One slope for all channels, or one for each."""
+    labels = op.labels(op.bound["self"])
     weight = op.bound["weight"]
-    if found is not None and weight.numel() > 1:
-        op.watcher.attach_or_freeze(weight, 0, op.channels(found, 1))
-    return found
+    if labels is not None and weight.numel() > 1:
+        op.context.attach(weight, 0, op.channels(labels, 1))
+    return labels

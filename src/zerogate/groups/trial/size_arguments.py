@@ -2,112 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from zerogate.groups.labels import narrow_constant
+from zerogate.groups.arguments import tensors_among
+from zerogate.groups.label_tensors import varying_rows
+from zerogate.groups.ops import Family
 from zerogate.groups.recording.record import Step
-from zerogate.groups.recording.tracer import tensors_among
-from zerogate.groups.rules import CUTS, MOVES
 
-if TYPE_CHECKING:
-    from zerogate.groups.trial.replay import Sizes
+Arguments = Mapping[str, Any]
+"""An ATen op's arguments by name, with the defaults filled in."""
 
 
-def starts(step: Step, bound: dict[str, Any], sizes: Sizes) -> Iterable[tuple[str, int]]:
-    """Where a cut along channels must begin, and under what name it says so."""
-    key = "index" if step.name == "select" else "start"
-    dim, start = bound.get("dim", 0), bound.get(key)
-    if not start or not step.entering or bound.get("step", 1) > 1:
-        return
-    rows = rows_along(step.entering[0], dim)
-    if rows is not None and start > 0:
-        yield key, sizes.count(rows[:start])
-
-
-def rows_along(labels: Tensor | None, dim: int) -> Tensor | None:
-    """Labels [size of dim, everything else that varies]; None where they do not vary along it."""
-    if labels is None or not labels.numel():
-        return None
-    dim %= labels.ndim
-    (narrow,) = narrow_constant(labels)
-    if narrow.shape[dim] == 1 and labels.shape[dim] > 1:
-        return None
-    return narrow.movedim(dim, 0).reshape(labels.shape[dim], -1)
-
-
-class Demand(NamedTuple):
-    """A size that an op was given, the rows of labels it counts, and the argument that gave it with the place in that,
-    if it is a list."""
+@dataclass(frozen=True)
+class SizeArgument:
+    """A size that an op was given, or that something it works on has."""
 
     size: int
     rows: Tensor
-    key: str
+    """The labels that it counts, int64 [size, m]: as many of these rows as have a label that stays must the size be."""
+    argument: str
+    """Name of the op's argument."""
     entry: int | None
+    """Place in the argument, if that is a list."""
 
 
-def demands(step: Step) -> list[Demand]:
-    """Sizes that the op was given."""
-    if "demands" in step.__dict__:
-        return step.__dict__["demands"]
-    bound, found = step.bound(), list[Demand]()
-    outs = [labels for _, labels in step.outs]
-    out = outs[0] if outs else None
+class SizeArguments:
+    """The size arguments of a recording's steps, read once for each step."""
 
-    def ask(key: str, entry: int | None, size: Any, labels: Any, dim: int, stop: int | None = None) -> None:
-        for each in tensors_among(labels) if isinstance(size, int) and size > 0 else ():
-            rows = rows_along(each, dim)
-            if rows is not None:
-                found.append(Demand(size, rows[:stop], key, entry))
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[list[object], list[SizeArgument]]] = {}
 
-    for key in ("size", "shape"):
-        value = bound.get(key)
-        if isinstance(value, (list, tuple)) and out is not None and step.name in MOVES:
-            for i, n in enumerate(value):
-                ask(key, i, n, out, i - len(value))
-    if step.name == "unflatten" and out is not None:
-        dim = bound["dim"] % (len(step.outs[0][0]) - len(bound["sizes"]) + 1)
-        for i, n in enumerate(bound["sizes"]):
-            ask("sizes", i, n, out, dim + i)
-    if step.name in CUTS and step.entering:
-        dim = bound.get("dim", 0)
-        for key in ("split_size", "split_sizes", "length"):
-            value = bound.get(key)
-            if isinstance(value, (list, tuple)):
-                for i, n in enumerate(value):
-                    ask(key, i, n, outs[i], dim)
-            else:
-                ask(key, None, value, outs[0], dim)
-        for key in ("start", "end"):
-            ask(key, None, bound.get(key), step.entering[0], dim, bound.get(key))
-    if "normalized_shape" in bound:
-        for i, n in enumerate(bound["normalized_shape"]):
-            ask("normalized_shape", i, n, out, i - len(bound["normalized_shape"]))
-    key = next((k for k in ("groups", "num_groups", "group") if k in bound), "")
-    if bound.get(key, 1) > 1 and step.entering:
-        rows = rows_along(out if isinstance(out, Tensor) else step.entering[0], 1)
-        if rows is not None and len(rows) % bound[key] == 0:
-            found.append(Demand(bound[key], rows.reshape(bound[key], -1), key, None))
-    step.__dict__["demands"] = found
-    return found
+    def of(self, step: Step) -> list[SizeArgument]:
+        """What `size_arguments` says of the step, with the labels that its results have by now."""
+        labels: list[object] = [labels for _, labels in step.outs]
+        known = self._known.get(id(step))
+        if known is None or any(was is not now for was, now in zip(known[0], labels, strict=True)):
+            known = self._known[id(step)] = labels, size_arguments(step)
+        return known[1]
+
+    def related_sizes(self, step: Step) -> list[SizeArgument]:
+        """Sizes an op depends on: its own size arguments; for slicing ops also its input's sizes, from which they may be
+        computed (``x.split(self.width // 2)``); for all others but relayouts also its output's."""
+        own = self.of(step)
+        if step.spec.family is Family.SLICE:
+            return own + input_sizes(step)
+        return own if step.spec.family is Family.RELAYOUT else own + output_sizes(step)
 
 
-def widths(step: Step) -> list[Demand]:
-    """Sizes of what a step made: what else it meets must have the same."""
-    found = list[Demand]()
+def size_arguments(step: Step) -> list[SizeArgument]:
+    """The size arguments of an op that count labels."""
+    bound = step.bound()
+    groups = _group_counts(step, bound)
+    return [*_written_shapes(step, bound), *_slice_bounds(step, bound), *_normalized_shape(step, bound), *groups]
+
+
+def output_sizes(step: Step) -> list[SizeArgument]:
+    """Sizes of an op's results: whatever else meets these must have the same."""
+    sizes: list[SizeArgument] = []
     for i, (full, labels) in enumerate(step.outs):
         if isinstance(labels, Tensor):
-            rows = ((d, n, rows_along(labels, d)) for d, n in enumerate(full))
-            found += [Demand(n, r, f"result {i}", d - len(full)) for d, n, r in rows if r is not None]
-    return found
+            rows = ((d, n, varying_rows(labels, d)) for d, n in enumerate(full))
+            sizes += [SizeArgument(n, r, f"result {i}", d - len(full)) for d, n, r in rows if r is not None]
+    return sizes
 
 
-def asked(step: Step) -> list[Demand]:
-    """`demands`, and where an op takes no sizes those of what it made; of a cut those of what it was given: its own may be
-    worked out from them, as in ``x.split(self.width // 2)``."""
-    if step.name not in CUTS:
-        return demands(step) + ([] if step.name in MOVES else widths(step))
-    given = [(n, d, rows_along(labels, d)) for labels in step.entering for d, n in enumerate(labels.shape)]
-    return demands(step) + [Demand(n, rows, "given", d) for n, d, rows in given if rows is not None]
+def input_sizes(step: Step) -> list[SizeArgument]:
+    """Sizes of what an op was given."""
+    rows = [(n, d, varying_rows(labels, d)) for labels in step.entering for d, n in enumerate(labels.shape)]
+    return [SizeArgument(n, r, "operand", d) for n, d, r in rows if r is not None]
+
+
+def slice_starts(step: Step, bound: Arguments) -> Iterator[tuple[str, Tensor]]:
+    """For a slice of channels that does not begin with the first: the argument that says where it begins, and the rows of
+    labels before that place."""
+    argument = step.spec.start
+    dim, start = bound.get("dim", 0), bound.get(argument)
+    if not start or not step.entering or bound.get("step", 1) > 1:
+        return
+    rows = varying_rows(step.entering[0], dim)
+    if rows is not None and start > 0:
+        yield argument, rows[:start]
+
+
+def _size_argument(
+    argument: str, entry: int | None, size: object, labels: object, dim: int, stop: int | None = None
+) -> Iterator[SizeArgument]:
+    """The size as a count of labels along ``dim``, once for each tensor of labels in which these vary; of labels up to
+    ``stop``."""
+    for each in tensors_among(labels) if isinstance(size, int) and size > 0 else ():
+        rows = varying_rows(each, dim)
+        if rows is not None and isinstance(size, int):
+            yield SizeArgument(size, rows[:stop], argument, entry)
+
+
+def _written_shapes(step: Step, bound: Arguments) -> Iterator[SizeArgument]:
+    """Of ops that lay a tensor out anew: the shape that they give it."""
+    if not step.outs:
+        return
+    full, labels = step.outs[0]
+    if labels is None:
+        return
+    for argument in ("size", "shape"):
+        value = bound.get(argument)
+        if isinstance(value, (list, tuple)) and step.spec.family is Family.RELAYOUT:
+            for i, n in enumerate(value):
+                yield from _size_argument(argument, i, n, labels, i - len(value))
+    if step.name == "unflatten":
+        dim = bound["dim"] % (len(full) - len(bound["sizes"]) + 1)
+        for i, n in enumerate(bound["sizes"]):
+            yield from _size_argument("sizes", i, n, labels, dim + i)
+
+
+def _slice_bounds(step: Step, bound: Arguments) -> Iterator[SizeArgument]:
+    """Of ops that slice: lengths of their pieces, and where they begin and end."""
+    if step.spec.family is not Family.SLICE or not step.entering:
+        return
+    dim = bound.get("dim", 0)
+    for argument in ("split_size", "split_sizes", "length"):
+        value = bound.get(argument)
+        if isinstance(value, (list, tuple)):
+            for i, n in enumerate(value):
+                yield from _size_argument(argument, i, n, step.outs[i][1], dim)
+        else:
+            yield from _size_argument(argument, None, value, step.outs[0][1], dim)
+    for argument in ("start", "end"):
+        value = bound.get(argument)
+        yield from _size_argument(argument, None, value, step.entering[0], dim, value)
+
+
+def _normalized_shape(step: Step, bound: Arguments) -> Iterator[SizeArgument]:
+    """Of norms over the last dimensions: how long these are."""
+    shape = bound.get("normalized_shape", ())
+    labels = step.outs[0][1] if step.outs else None
+    for i, n in enumerate(shape):
+        yield from _size_argument("normalized_shape", i, n, labels, i - len(shape))
+
+
+def _group_counts(step: Step, bound: Arguments) -> Iterator[SizeArgument]:
+    """Of convolutions, norms and shuffles in groups of channels: how many groups there are."""
+    argument = next((k for k in ("groups", "num_groups", "group") if k in bound), "")
+    if bound.get(argument, 1) <= 1 or not step.entering:
+        return
+    labels = step.outs[0][1] if step.outs else None
+    rows = varying_rows(labels if isinstance(labels, Tensor) else step.entering[0], 1)
+    if rows is not None and len(rows) % bound[argument] == 0:
+        yield SizeArgument(bound[argument], rows.reshape(bound[argument], -1), argument, None)

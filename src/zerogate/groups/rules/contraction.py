@@ -1,0 +1,99 @@
+"""What all sums over channels have in common.
+
+With a parameter, an op is a layer: it consumes the labels along the dimension that is summed, and the parameter makes
+new ones. A product of two activations ties all labels that it sums together, and its result carries the union of what
+met there; so the channels of one attention head come out as one class without any rule named after attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zerogate.groups.label_tensors import (
+    any_in,
+    broadcast_shape,
+    collapse,
+    first_label,
+    labels_in,
+    max_over,
+    no_labels,
+    rows_along,
+    varying_dims,
+)
+from zerogate.groups.rules.op import Op
+from zerogate.groups.rules.protocol import Freeze, View
+
+
+def entering_channels(op: Op, x: Tensor, dim: int) -> Tensor | None:
+    """Labels along the dimension that is summed, [size]; None where nothing there could be removed."""
+    labels = op.labels(x)
+    if labels is None and op.views(x):
+        labels = op.context.make_channels(x, {dim % x.ndim})
+    return None if labels is None else op.channels(labels, dim)
+
+
+def pass_by(op: Op, x: Tensor, weight: Tensor, dim: int, macs: float) -> Tensor | None:
+    """Labels of a result whose input has its channels along other dimensions than the one that is summed: a layer along
+    positions leaves channels apart. None where it is not so."""
+    labels = op.labels(x)
+    vary = [] if labels is None else varying_dims(labels)
+    if labels is None or not vary or dim % x.ndim in vary:
+        return None
+    n = x.shape[vary[0]]
+    if len(vary) == 1:
+        op.context.record_repeated_layer(weight, rows_along(labels, vary[0])[:, 0], macs / n, dim)
+    else:
+        op.context.record_repeated_layer(weight, torch.zeros(1, dtype=torch.int64), macs, dim)
+    return labels.narrow(dim, 0, 1).expand(op.out.shape)
+
+
+def whole_parameter(op: Op, x: Tensor) -> View | None:
+    """The one parameter that a tensor holds entire and unchanged; None where it holds anything else."""
+    if op.labels(x) is not None:
+        return None
+    views = op.views(x)
+    return views[0] if len(views) == 1 and views[0].is_whole and not views[0].changed else None
+
+
+def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:
+    """Labels of a @ b, from labels [..., n, k] and [..., k, m].
+
+    All labels that are summed together are tied, and so is what meets. Raises `Freeze` where a sum runs over all
+    channels of an operand: a single class of everything is left, and nothing could be removed.
+    """
+    a, b = _own_parts(op, a, b), _own_parts(op, b, a)
+    k = a.shape[-1]
+    both = any_in(a) and any_in(b)
+    over_a, over_b = a.ndim - 1 in varying_dims(a), b.ndim - 2 in varying_dims(b)
+    rows, columns = max_over(a, [-1]), max_over(b, [-2])
+    if over_a:
+        op.unite(a, rows)
+    if over_b:
+        op.unite(b, columns)
+    rows, columns = collapse(rows.squeeze(-1)), collapse(columns.squeeze(-2))
+    for rest, is_summed in ((rows, over_a), (columns, over_b)):
+        if is_summed and k > 1 and not varying_dims(rest):
+            raise Freeze(f"{op.name} over all channels")
+    left, right = rows[..., :, None], columns[..., None, :]
+    shape = broadcast_shape(left.shape, right.shape)
+    if shape is None:
+        raise Freeze(f"{op.name} of shapes that do not fit")
+    left, right = left.expand(shape), right.expand(shape)
+    op.unite(left, right)
+    out = collapse(first_label(collapse(left), collapse(right)))
+    if both or over_a or over_b:
+        op.context.mark_heads(labels_in(out))
+    return out
+
+
+def _own_parts(op: Op, one: Tensor, other: Tensor) -> Tensor:
+    """Labels of one operand, or none of them where it is the same for all parts of the other, as the keys and values of
+    multi-query attention are: then it stays, and those parts can be removed one by one."""
+    mine = {d - one.ndim for d in varying_dims(one)}
+    theirs = {d - other.ndim for d in varying_dims(other)}
+    batch = {d for d in theirs if d < -2}
+    if (theirs and not mine) or batch - mine:
+        op.context.freeze(one, f"{op.name} with something that all of its parts share")
+        return no_labels(one.shape)
+    return one

@@ -1,0 +1,106 @@
+"""Ops by which entries stay, move, or are repeated: labels move with them.
+
+A move runs on the labels themselves (`run_on_labels`). What is concatenated along another dimension than that of the
+channels shares them: labels at one place are tied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zerogate.groups.label_tensors import collapse, no_labels, varying_dims
+from zerogate.groups.ops import Family
+from zerogate.groups.rules.on_labels import run_on_labels
+from zerogate.groups.rules.op import Op, Out, rule
+
+
+@rule(Family.RELAYOUT)
+def _move(op: Op) -> Out:
+    return run_on_labels(op)
+
+
+@rule(Family.IDENTITY)
+def _identity(op: Op) -> Out:
+    return op.labels(op.args[0])
+
+
+@rule(Family.SHAPE_ONLY, Family.FACTORY)
+def _no_labels(op: Op) -> Out:
+    return None
+
+
+@rule("masked_fill", "masked_fill_")
+def _masked_fill(op: Op) -> Out:
+    """The filled places are constants."""
+    labels = op.labels(op.bound["self"])
+    return None if labels is None else labels.expand(op.out.shape)
+
+
+@rule("cat", "concat", "concatenate")
+def _cat(op: Op) -> Tensor:
+    """Runs without spelling out the dimensions along which no part varies."""
+    tensors = [x for x in op.args[0] if x.numel()]
+    if not tensors:
+        return no_labels(op.out.shape)
+    dim = op.bound["dim"] % op.out.ndim
+    parts = [op.labels_or_zero(x) for x in tensors]
+    across = {d for p in parts for d in varying_dims(p)} - {dim}
+    if across and len(parts) > 1:
+        parts = _shared(op, tensors, parts, dim, across)
+    for d in range(op.out.ndim):
+        if d != dim and all(p.shape[d] == 1 or p.stride(d) == 0 for p in parts):
+            parts = [p.narrow(d, 0, 1) for p in parts]
+    return collapse(torch.cat(parts, dim).expand(op.out.shape))
+
+
+def _shared(op: Op, tensors: list[Tensor], parts: list[Tensor], dim: int, across: set[int]) -> list[Tensor]:
+    """Ties labels of the parts that lie at one place along the other dimensions than ``dim``; parts without labels take
+    them on, and parameters among the parts are sliced with them."""
+    firsts = [p.narrow(dim, 0, 1) for p in parts if dim not in varying_dims(p)]
+    shared = torch.zeros((), dtype=torch.int64)
+    for p in firsts:
+        shared = torch.where(shared == 0, p, shared)
+    parts = [
+        op.context.make_channels(x, across) if op.labels(x) is None and op.views(x) else part
+        for x, part in zip(tensors, parts, strict=True)
+    ]
+    for i, p in enumerate(parts):
+        op.unite(p, shared)
+        if not p.any() or dim not in varying_dims(p):
+            parts[i] = shared.expand(p.shape)
+    return parts
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(op: Op) -> Out:
+    """The r² channels that make one output channel are tied."""
+    r = op.bound["upscale_factor"]
+    rows = op.channels(op.labels_or_zero(op.args[0]), -3).view(-1, r * r)
+    vector = op.context.tie_rows(rows, "pixel_shuffle of channels and constants")
+    return collapse(vector.view(-1, 1, 1).expand(op.out.shape))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(op: Op) -> Out:
+    """Groups stay equally long if the channels at one place in all of them are tied."""
+    labels = op.labels_or_zero(op.args[0])
+    columns = op.channels(labels, 1).view(op.bound["groups"], -1)
+    vector = op.context.tie_rows(columns.T, "channel_shuffle of channels and constants")
+    vector = vector.repeat_interleave(op.bound["groups"])
+    return collapse(vector.view(1, -1, *[1] * (labels.ndim - 2)).expand(op.out.shape))
+
+
+@rule("pad")
+def _pad(op: Op) -> Out:
+    labels = op.labels(op.bound["self"])
+    if labels is None:
+        return None
+    pad, mode = op.bound["pad"], op.bound["mode"]
+    padded = [labels.ndim - 1 - i // 2 for i, n in enumerate(pad) if n]
+    if not set(padded) & set(varying_dims(labels)):  # what is padded in are constants of the same channels
+        for d in padded:
+            labels = labels.narrow(d, 0, 1)
+        return labels.expand(op.out.shape)
+    result = torch.nn.functional.pad(labels.double(), pad, mode=mode)  # reflection lacks an integer kernel
+    return collapse(result.long())

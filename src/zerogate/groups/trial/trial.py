@@ -1,0 +1,115 @@
+"""Trial runs: a copy of the model is cut to some of its units and run beside the record of the whole one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from zerogate.cutting.cut import cut
+from zerogate.cutting.plan import make_plan
+from zerogate.groups.recording.record import Recording
+from zerogate.groups.trial.replay import Divergence, replay
+from zerogate.groups.trial.size_arguments import SizeArguments
+from zerogate.groups.trial.sizes import LabelVectors, Sizes
+from zerogate.groups.units import UnitFilter, find_units, size_attributes_of
+from zerogate.modules.copies import quick_copy
+from zerogate.modules.index import modules_by_name, named_tensors
+from zerogate.modules.run import Inputs
+from zerogate.structure import Axis, Structure
+
+CodeLine = tuple[tuple[str, int], str]
+"""File and line of the user's code, and what was sought there."""
+
+
+class Trial:
+    """Runs of smaller copies of one model, and what they share.
+
+    Args:
+        model: a dense copy as it was recorded.
+        inputs: the example inputs.
+        recording: of the whole model; what trials find out is entered there.
+        allowed: which units the user lets go.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, recording: Recording, allowed: UnitFilter) -> None:
+        self.model, self.inputs, self.recording, self.allowed = model, inputs, recording, allowed
+        self.arguments = SizeArguments()
+        self.in_vain: set[CodeLine] = set()
+        """Lines of code for which a search has found nothing: it is not made again in other modules."""
+        self._cutter = _Cutter()
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The model's modules by name."""
+        return modules_by_name(self.model)
+
+    @cached_property
+    def _vectors(self) -> LabelVectors:
+        return LabelVectors(self.recording.steps)
+
+    def sizes(self, structure: Structure, kept: Tensor) -> Sizes:
+        """The sizes that a copy with these units, bool [units], must have."""
+        return Sizes((structure.unit_of < 0) | kept[structure.unit_of], self._vectors)
+
+    def run(self, structure: Structure, kept: Tensor, sizes: Sizes | None = None) -> Divergence | None:
+        """Where and why a copy with these units, bool [units], leaves the record; None if it does not.
+
+        ``sizes``: of these units, where they are known already.
+        """
+        shared = {id(x): x for _, x in named_tensors(self.model)}  # cutting puts others in their place
+        small = self._cutter.cut(quick_copy(self.model, shared), structure, kept)
+        sizes = self.sizes(structure, kept) if sizes is None else sizes
+        return replay(small, self.inputs, self.recording, sizes, self.arguments)
+
+    def find_units(self) -> Structure:
+        """The units, after labels have been tied or frozen."""
+        return find_units(self.recording, self.allowed)
+
+    def with_size_attributes(self, structure: Structure) -> Structure:
+        """The structure with the size attributes that are known by now."""
+        return replace(structure, size_attributes=size_attributes_of(self.recording, structure.unit_of))
+
+
+class _Cutter:
+    """Cuts copies of one model. Those that differ in size attributes alone share what is left of their tensors."""
+
+    def __init__(self) -> None:
+        self._axes: dict[Axis, Tensor] | None = None
+        self._kept: Tensor | None = None
+        self._keep: dict[Axis, Tensor] = {}
+        """Indices that stay along each axis, for these axes and kept units."""
+        self._sliced: dict[str, Tensor] = {}
+        """What the tensors have become by that."""
+
+    def cut(self, copy: nn.Module, structure: Structure, kept: Tensor) -> nn.Module:
+        """Removes from a copy all but the kept units, bool [units]."""
+        same = self._axes is structure.axes and self._kept is kept
+        plan = make_plan(copy, structure, kept, self._keep if same else None)
+        if not same:
+            self._axes, self._kept, self._keep, self._sliced = structure.axes, kept, plan.keep, {}
+        return cut(copy, plan, self._sliced)
+
+
+def random_kept(structure: Structure, generator: torch.Generator, multiple: int = 1) -> Tensor:
+    """A random non-empty subset of every group that can shrink, bool [units].
+
+    Groups of equal size get different counts, so that a size found by value cannot belong to the wrong group: n/2, n/2 + 1,
+    n/2 − 1, … of n units. Of channels, a multiple of ``multiple`` is kept where that is not all of them.
+    """
+    kept = torch.ones(structure.units, dtype=torch.bool)
+    turns: dict[int, int] = {}  # size → number of the last group of that size
+    for group in structure.groups:
+        n = group.units
+        if n > 1 and group.slice.start not in structure.inputs:  # selecting inputs is an op more
+            turn = turns[n] = turns.get(n, -1) + 1
+            turn %= n - 1
+            count = (n + (turn + 1 if turn % 2 else -turn)) // 2
+            if multiple > 1 and group.kind == "channel":
+                count = -(-count // multiple) * multiple
+                count = min(count, max((n - 1) // multiple * multiple, multiple if n > multiple else n))
+            kept[group.slice] = False
+            kept[group.slice.start + torch.randperm(n, generator=generator)[:count]] = True
+    return kept
