@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from zerogate.compaction.compact import compact
-from zerogate.compaction.cuttable import ClassModel, Cuttable, ExportedModel, KeptGraph
+from zerogate.compaction.cuttable import cuttable_of
 from zerogate.compaction.deployed import Deployed
 from zerogate.compaction.verify import difference
 from zerogate.cost.model import Cost
 from zerogate.gates.fixed import FixedGate
 from zerogate.gates.gate import Gate
 from zerogate.gates.pruners import Pruner
-from zerogate.gates.schedules import Scheduled
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.masking.attachment import Attachment
 from zerogate.masking.forward import GatedForward
@@ -28,16 +27,10 @@ from zerogate.masking.state import Gates, flatten_names
 from zerogate.masking.unit import Layout
 from zerogate.masks import Mask
 from zerogate.modules.run import Inputs
-from zerogate.objectives import projection
-from zerogate.objectives.budget import Budget
-from zerogate.objectives.penalty import Penalty
+from zerogate.objectives.control import GateControl, Objective
 from zerogate.objectives.target import Target
 from zerogate.report.count import GatedNetwork, make_report, target_row
 from zerogate.report.table import Report
-
-LEAST_TRAVEL = 0.3
-"""With Adam a logit moves by about its learning rate a step. Over a run whose length is known it should be able to move by
-this times the gate's own rate, which is enough to open and to close: 30 for hard-concrete gates, 9 for soft masks."""
 
 
 class Sparsified(nn.Module):
@@ -63,9 +56,9 @@ class Sparsified(nn.Module):
         model: nn.Module,
         example_inputs: Inputs,
         layout: Layout,
-        *,
         gate: Gate,
-        objective: Penalty | Target,
+        objective: Objective,
+        *,
         per_example: bool,
         graph: GraphModel | None = None,
     ) -> None:
@@ -83,20 +76,17 @@ class Sparsified(nn.Module):
         device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self.gates = Gates(gate, layout.units, torch.cat([p.units for p in layout.placements]), device)
         self.objective = objective.to(device)
-        self._standing: Tensor | None = None  # the logits, for as long as they stay as they are
         self._forward = GatedForward(model, self.gates, layout, per_example)
         self._weights = GatedWeights(model, self._forward)
+        self._control = GateControl(self._forward, self._weights)
         self._attachment = Attachment(model, self._forward)
-        self._cuttable: Cuttable = ClassModel(model, self._attachment.detached)
-        if graph is not None:
-            self._cuttable = ExportedModel(
-                model, KeptGraph(model, self.example_inputs, graph), self._attachment.detached
-            )
+        self._cuttable = cuttable_of(model, self.example_inputs, graph, self._attachment.detached)
         flatten_names(self, "gates")
         self.register_load_state_dict_post_hook(_after_loading)
         self.attach()
-        if isinstance(gate, Pruner):
-            self._open(gate.first_open(self.groups))
+        first = gate.first_open(self.groups) if isinstance(gate, Pruner) else None
+        if first is not None:
+            self._weights.open_only(first)
 
     # parts
 
@@ -125,10 +115,6 @@ class Sparsified(nn.Module):
         """Whether a `Target` has fixed the gates: training goes on with the deployed mask, for the weights alone."""
         return self.gates.frozen
 
-    @property
-    def _budget(self) -> Budget | None:
-        return self.objective.budget(self.cost_model) if isinstance(self.objective, Target) else None
-
     # training
 
     def param_groups(self, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -141,55 +127,17 @@ class Sparsified(nn.Module):
         weights = [p for p in self.model.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}]
         if self.gate.learns:
-            if gate_lr is None:
-                self._share_steps()
-                steps = self.objective.steps if isinstance(self.objective, Target) else None
-                gate_lr = self.gate.rate * max(lr, LEAST_TRAVEL / steps if steps else 0.0)
+            gate_lr = self._control.learning_rate(self.objective, lr) if gate_lr is None else gate_lr
             groups.append({"name": "gates", "params": [self.logits], "lr": gate_lr, "weight_decay": 0.0})
         return groups
 
     def loss(self) -> Tensor:
         """The objective's term, a 0-dim tensor to add to the task's loss; 0 for gates that do not learn."""
-        if not self.gate.learns:
-            return self.logits.new_zeros(())
-        self._standing = self.logits.detach().clone() if self.settled else None
-        return self.objective(self._forward.open_probability(isinstance(self.objective, Target)), self.cost_model)
+        return self._control.loss(self.objective)
 
     def step(self) -> None:
         """Call once after each optimizer step; moves the gate's schedule on, and a target's multiplier."""
-        self._share_steps()
-        self.gate.step()
-        if not self.gate.learns:
-            self._prune()
-            self._zero_closed()
-        elif isinstance(self.objective, Target):
-            self._keep_standing()
-            if self.objective.step(self.open_probability(), self.is_open(), self.cost_model):
-                self._fit(
-                    *projection.settle(self.logits, self.groups, self.gate, self.objective.budget(self.cost_model))
-                )
-            self._follow_objective()
-
-    def _follow_objective(self) -> None:
-        """Has gates stand still from the step at which a `Target` has settled, also where a checkpoint says so."""
-        settled = isinstance(self.objective, Target) and self.objective.settled
-        self.gates.frozen = settled and self.gate.learns
-
-    def _keep_standing(self) -> None:
-        """Puts logits back that stand still: the optimizer's momentum has moved them."""
-        if self._standing is not None:
-            with torch.no_grad():
-                self.logits.copy_(self._standing)
-            self._standing = None
-
-    def _share_steps(self) -> None:
-        """Of the gate and the objective, the one that knows how long the run is tells the other."""
-        gate, objective = self.gate, self.objective
-        if isinstance(gate, Scheduled) and isinstance(objective, Scheduled):
-            if objective.steps is None and gate.steps is not None:
-                objective.set_steps(gate.steps)
-            elif gate.steps is None and objective.steps is not None:
-                gate.set_steps(objective.steps)
+        self._control.step(self.objective)
 
     def project(self) -> int:
         """Call at the end of training with a `Target`; the training command does. Where the deployed network costs more,
@@ -198,23 +146,9 @@ class Sparsified(nn.Module):
 
         Returns how many gates it changed; 0 without a target, and for gates that do not learn. `report` says how many were
         changed in all, together with those of the step at which the target settled."""
-        return self._project(projection.MARGIN)
+        return self._control.project(self.objective)
 
-    def _project(self, margin: float) -> int:
-        budget = self._budget
-        if budget is None or not self.gate.learns:
-            return 0
-        return self._fit(*projection.project(self.logits, self.groups, self.gate, budget, margin))
-
-    def _fit(self, logits: Tensor, changed: int) -> int:
-        """Takes the logits of a network that fits, and counts how many gates have changed for it."""
-        if isinstance(self.objective, Target):
-            self.objective.projected = (self.objective.projected or 0) + changed
-        with torch.no_grad():
-            self.logits.copy_(logits)
-        return changed
-
-    # pruning and tickets
+    # tickets
 
     def harden(self, mask: Mask | None = None) -> None:
         """Makes gates hard: they no longer learn, and the weights that closed ones multiply become exactly zero and stay
@@ -226,29 +160,12 @@ class Sparsified(nn.Module):
         Raises `ZerogateError` where the mask is of another architecture, or cuts through a channel."""
         is_open = self.is_open() if mask is None else self._weights.units_of(mask)
         self.gates.replace(FixedGate(self.gate.scale))
-        self._open(is_open)
+        self._weights.open_only(is_open)
 
     def mask(self, all_open: bool = False) -> Mask:
         """The ticket: what the deployed mask lets through now, of every weight with gates; with ``all_open`` the ticket of
         the dense network. A closed channel's entries are those by which its consumers read it."""
         return Mask(self._weights.entries(self.is_open() | all_open))
-
-    def _prune(self, share: float | None = None) -> None:
-        """Closes what the pruner says: what is due, or all beyond a share of the gates or of the budget's dense count."""
-        gate = self.gate
-        if isinstance(gate, Pruner) and (share is not None or gate.is_due):
-            given = self._weights.magnitudes(), self.is_open(), self.groups, self._budget
-            self._open(gate.next_open(*given) if share is None else gate.pruned_to(share, *given))
-
-    def _open(self, is_open: Tensor | None) -> None:
-        """Opens these units, bool [units], and closes all others, of gates that do not learn; None changes nothing."""
-        if is_open is not None:
-            self.gates.set_open(is_open)
-            self._zero_closed()
-
-    def _zero_closed(self) -> None:
-        """Sets the weights that closed gates multiply to zero."""
-        self._weights.zero_closed(self.logits.detach() > 0)
 
     # counting
 
@@ -292,14 +209,9 @@ class Sparsified(nn.Module):
         example inputs are on the meta device, and `ZerogateError` for an optimizer or average that does not fit, and for
         a graph's model that was cast or moved since; then nothing has been changed.
         """
-        deployed, budget = self._deployed(), self._budget
-        if budget is not None and (left := budget.left(self.is_open())) > budget.limit:
-            warnings.warn(
-                f"{left:,} of {budget.dense:,} {budget.over} are left ({left / budget.dense:.2%}), and the target is "
-                f"{budget.share:.2%}: train longer, or call project() on the handle first, which closes the most doubtful "
-                "gates",
-                stacklevel=2,
-            )
+        deployed, budget = self._deployed(), self._control.budget(self.objective)
+        if budget is not None:
+            budget.warn_if_exceeded(self.is_open(), stacklevel=2)
         return compact(deployed, optimizer, ema)
 
     def difference(self, small: nn.Module) -> float:
@@ -328,21 +240,9 @@ class Sparsified(nn.Module):
 
     def report(self) -> Report:
         """Every layer: kept, shrunk or refused, and why."""
-        shapes_stay = not self._layout.unit.changes_shapes
-        return make_report(
-            GatedNetwork(
-                model=self.model,
-                structure=self.structure,
-                groups=self.groups,
-                unit=self.unit,
-                single_weights={p.weight: p.units for p in self.placements} if shapes_stay else None,
-                kept=self.kept(),
-                cost=self.cost_model.exact(self.is_open()),
-                dense=self.dense_cost,
-                keep_class=self.keep_class,
-                target=target_row(self.objective, self.is_open(), self.cost_model),
-            )
-        )
+        is_open = self.is_open()
+        target = target_row(self.objective, is_open, self.cost_model)
+        return make_report(GatedNetwork(self.model, self._layout, is_open, self.kept(), self.keep_class, target))
 
     # attaching
 
@@ -377,8 +277,8 @@ class Sparsified(nn.Module):
 
 _RENAMED: dict[str, Callable[[Sparsified], object]] = {
     "entries": lambda sparse: sparse._weights.entries,
-    "open_only": lambda sparse: lambda units: sparse._open(torch.isin(torch.arange(len(sparse.logits)), units.cpu())),
-    "zero_closed": lambda sparse: sparse._zero_closed,
+    "open_only": lambda sparse: lambda units: sparse._weights.open_only(_marked(units, len(sparse.logits))),
+    "zero_closed": lambda sparse: sparse._weights.zero_closed,
     "gated_names": lambda sparse: sparse._layout.names,
     "masked_weights": lambda sparse: sparse._forward.masked_weights,
     "graph": lambda sparse: lambda: sparse._cuttable.whole,
@@ -388,4 +288,8 @@ _RENAMED: dict[str, Callable[[Sparsified], object]] = {
 
 
 def _after_loading(sparse: Sparsified, incompatible_keys: object) -> None:
-    sparse._follow_objective()
+    sparse._control.follow(sparse.objective)
+
+
+def _marked(units: Tensor, number: int) -> Tensor:
+    return torch.zeros(number, dtype=torch.bool, device=units.device).index_fill_(0, units, True)

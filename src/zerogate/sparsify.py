@@ -81,21 +81,17 @@ def sparsify(
     kind = _unit(unit)
     _check_arguments(model, gate, objective)
     _check_combination(kind, per_example, gate_inputs, include is not None, keep_class)
-    excluded, included = (
-        _excluded(model, exclude, kind),
-        None if include is None else _matching(model, include, "include"),
-    )
+    allowed = _allowed(model, kind, include, exclude)
     graph = None if keep_class else exported(model, example_inputs)
     with _without_collector():
-        structure = _structure(model, example_inputs, kind, graph, gate_inputs, excluded, included, round_to)
-    parameters = dict(model.named_parameters())
-    layout = kind.layout(structure, parameters, Options(excluded, min_channels, round_to))
+        structure = _structure(model, example_inputs, kind, graph, allowed, gate_inputs, round_to)
+    options = Options(frozenset(allowed.exclude), min_channels, round_to)
+    layout = kind.layout(structure, dict(model.named_parameters()), options)
     if not layout.units:
         raise WatchError(_nothing_to_remove(model, structure))
-    gate, objective = gate or HardConcrete(), Penalty() if objective is None else objective
-    return Sparsified(
-        model, example_inputs, layout, gate=gate, objective=objective, per_example=per_example, graph=graph
-    )
+    gate = HardConcrete() if gate is None else gate
+    objective = Penalty() if objective is None else objective
+    return Sparsified(model, example_inputs, layout, gate, objective, per_example=per_example, graph=graph)
 
 
 def _structure(
@@ -103,16 +99,14 @@ def _structure(
     inputs: Inputs,
     unit: Unit,
     graph: GraphModel | None,
+    allowed: UnitFilter,
     label_inputs: bool,
-    excluded: Collection[str],
-    included: Collection[str] | None,
     round_to: int,
 ) -> Structure:
     """Finds in a run of the model, or of its graph, what belongs together."""
-    if not isinstance(unit, Slices):
-        return find_layers(model, inputs, excluded)
+    if not unit.changes_shapes:
+        return find_layers(model, inputs, allowed.exclude)
     multiple = round_to if is_whole(round_to) else 1  # an option out of range is refused where costs are counted
-    allowed = UnitFilter(excluded, included, unit.kinds)
     return find_groups(model, inputs, allowed, label_inputs=label_inputs, multiple=multiple, graph=graph)
 
 
@@ -165,10 +159,13 @@ def _unit(unit: UnitName | Collection[UnitName]) -> Unit:
     return WEIGHT if WEIGHT.name in kinds else Slices(kinds)
 
 
-def _excluded(model: nn.Module, exclude: Sequence[str] | None, unit: Unit) -> frozenset[str]:
+def _allowed(model: nn.Module, unit: Unit, include: Sequence[str] | None, exclude: Sequence[str] | None) -> UnitFilter:
+    """Which units may go, by the names of the layers that make and read them."""
     if exclude is None:
         exclude = () if unit.changes_shapes else getattr(model, "dense_by_default", ())
-    return _matching(model, exclude, "exclude")
+    excluded = _matching(model, exclude, "exclude")
+    included = None if include is None else _matching(model, include, "include")
+    return UnitFilter(excluded, included, unit.kinds if isinstance(unit, Slices) else frozenset(KINDS))
 
 
 def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozenset[str]:

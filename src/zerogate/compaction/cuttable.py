@@ -157,6 +157,13 @@ class KeptGraph:
         return self.__dict__ | {"_graph": None}
 
 
+def cuttable_of(model: nn.Module, inputs: Inputs, graph: GraphModel | None, without_gates: WithoutGates) -> Cuttable:
+    """What compaction cuts of a gated model: the graph where there is one, which was exported on these inputs."""
+    if graph is None:
+        return ClassModel(model, without_gates)
+    return ExportedModel(model, KeptGraph(model, inputs, graph), without_gates)
+
+
 def _plain_copy(model: nn.Module, without_gates: WithoutGates, float64: bool) -> nn.Module:
     """See `Cuttable.copy`."""
     with without_gates():

@@ -71,7 +71,7 @@ class Terms:
                 elif axis is not None:
                     coefficient *= shapes[axis[0]][axis[1]]
             terms[tuple(factors)][1] += coefficient
-        coefficients = torch.tensor(list(terms.values()), dtype=torch.float64).T.contiguous()
+        coefficients = torch.tensor(list(terms.values()), dtype=torch.float64).view(-1, 2).T.contiguous()
         return Terms(EntryProducts.of(list(terms), len(number)), coefficients)
 
     def cost(self, sizes: Tensor) -> Expected:

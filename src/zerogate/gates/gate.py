@@ -65,6 +65,10 @@ class Gate(nn.Module, ABC):
     def step(self) -> None:
         """Called once after each optimizer step; moves schedules on."""
 
+    def set_steps(self, steps: int) -> None:
+        """Told how many optimizer steps the run has, where the gate has an attribute ``steps`` for it."""
+        self.steps: int | None = steps
+
     def restart(self) -> None:
         """Sets schedules back to their beginning, for another round of a ticket search."""
 

@@ -121,10 +121,6 @@ class Magnitude(Pruner):
         self.in_rounds = False
         """Whether a `TicketSearch` says when to prune."""
 
-    def set_steps(self, steps: int) -> None:
-        """Says how many optimizer steps the run has."""
-        self.steps = steps
-
     def step(self) -> None:
         self.steps_done += 1
 

@@ -74,3 +74,12 @@ class Cubic:
         if step >= self.steps:
             return self.end
         return self.end + (self.start - self.end) * (1 - max(step, 0) / self.steps) ** 3
+
+
+def share_steps(first: object, second: object) -> None:
+    """Of two that may be scheduled, the one that knows how long the run is tells the other."""
+    if isinstance(first, Scheduled) and isinstance(second, Scheduled):
+        if second.steps is None and first.steps is not None:
+            second.set_steps(first.steps)
+        elif first.steps is None and second.steps is not None:
+            first.set_steps(second.steps)

@@ -35,11 +35,17 @@ class GatedWeights:
         masked = self._forward.masked_weights(is_open.float(), [torch.ones_like(weight) for weight in weights.values()])
         return {name: product > 0 for name, product in zip(weights, masked, strict=True)}
 
+    def open_only(self, is_open: Tensor) -> None:
+        """Opens these units, bool [units], and closes all others, of gates that do not learn; zeroes what closed."""
+        self._forward.gates.set_open(is_open)
+        self.zero_closed()
+
     @torch.no_grad()
-    def zero_closed(self, is_open: Tensor) -> None:
-        """Sets the entries that none of these units lets through, bool [units], to zero, in place."""
+    def zero_closed(self) -> None:
+        """Sets the entries that closed gates multiply to zero, in place."""
         weights: list[Tensor] = [*self.by_name().values()]
-        foreach_copy_(weights, self._forward.masked_weights(is_open.to(self._forward.gates.logits.dtype), weights))
+        logits = self._forward.gates.logits
+        foreach_copy_(weights, self._forward.masked_weights((logits > 0).to(logits.dtype), weights))
 
     def units_of(self, mask: Mask) -> Tensor:
         """The units of which a mask keeps any entry, bool [units].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -92,4 +93,15 @@ class Budget:
                 f"{self.over}={share:g} cannot be reached: {least:,} of {self.dense:,} {self.over} are left when every "
                 f"gate is closed, what layers without gates and the last units of groups cost; the smallest share is "
                 f"{smallest:g}, got {share:g}"
+            )
+
+    def warn_if_exceeded(self, is_open: Tensor, stacklevel: int) -> None:
+        """Warns where more is left with these units open than fits, bool [units]."""
+        left = self.left(is_open)
+        if left > self.limit:
+            warnings.warn(
+                f"{left:,} of {self.dense:,} {self.over} are left ({left / self.dense:.2%}), and the target is "
+                f"{self.share:.2%}: train longer, or call project() on the handle first, which closes the most doubtful "
+                "gates",
+                stacklevel=stacklevel + 1,
             )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from zerogate.cost.model import CostModel, Counted
+from zerogate.cost.model import CostModel
+from zerogate.masking.unit import Layout
 from zerogate.modules.index import owner_of, tensor_bytes
 from zerogate.objectives.target import Target
 from zerogate.report.table import GroupRow, Report, Row, TargetRow
 from zerogate.storage.encodings import header_bytes, smallest
-from zerogate.structure import Axis, Group, LayerCall, Structure
+from zerogate.structure import Axis, LayerCall, Structure
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,21 @@ class GatedNetwork:
 
     model: nn.Module
     """Its layers and parameters are counted; it is not changed."""
-    structure: Structure
-    """Which axes the units occupy, and why others have none."""
-    groups: Sequence[Group]
-    """All groups of units that have gates."""
-    unit: str
-    """What gates remove: ``channel``, ``head``, ``channel+head`` or ``weight``."""
-    single_weights: Mapping[str, Tensor] | None
-    """Where gates remove single weights, the units of each gated weight; None where they remove channels or heads."""
+    layout: Layout
+    """Where gates lie, which axes their units occupy, why others have none, and what is counted."""
+    is_open: Tensor
+    """Units that the deployed mask lets through, bool [units]."""
     kept: Tensor
     """Units that compaction keeps, bool [units]."""
-    cost: Counted
-    """What remains after compaction."""
-    dense: Counted
-    """What every gate open costs."""
     keep_class: bool
     """Whether compaction returns a module of the model's class, or a graph module."""
     target: TargetRow | None
     """See `target_row`."""
+
+    @property
+    def single_weights(self) -> Mapping[str, Tensor] | None:
+        """Where gates remove single weights, the units of each gated weight; None where they remove channels or heads."""
+        return None if self.layout.unit.changes_shapes else {p.weight: p.units for p in self.layout.placements}
 
 
 def target_row(objective: nn.Module, is_open: Tensor, cost: CostModel) -> TargetRow | None:
@@ -54,19 +52,20 @@ def target_row(objective: nn.Module, is_open: Tensor, cost: CostModel) -> Target
 def make_report(network: GatedNetwork) -> Report:
     """Counts the layers and groups of a network; see `Sparsified.report`."""
     counts = _Counts(network)
-    rows = {c.weight: _row_of_call(counts, c) for c in network.structure.calls if c.weight}
+    rows = {c.weight: _row_of_call(counts, c) for c in counts.structure.calls if c.weight}
     others = [_row_of_others(counts, layer, names) for layer, names in _not_called(counts, rows).items()]
-    cost, dense = network.cost, network.dense
+    layout = network.layout
+    cost, dense = layout.cost.exact(network.is_open), layout.cost.dense
     return Report(
         (*rows.values(), *others),
         (cost.params, dense.params),
         (cost.macs, dense.macs),
-        network.unit,
+        layout.unit.name,
         (int(counts.kept.sum()), len(counts.kept)),
         tuple(_group_rows(counts)),
         network.keep_class,
         network.target,
-        None if network.single_weights is None else _file_bytes(counts, network.single_weights),
+        None if counts.single_weights is None else _file_bytes(counts, counts.single_weights),
     )
 
 
@@ -75,19 +74,19 @@ class _Counts:
 
     def __init__(self, network: GatedNetwork) -> None:
         self.network = network
-        self.structure = network.structure
+        self.structure, self.single_weights = network.layout.structure, network.single_weights
         self.kept = network.kept.cpu()
         self.modules = dict(network.model.named_modules())
         self.parameters = dict(network.model.named_parameters())
 
     def along(self, axis: Axis, size: int) -> tuple[int, int]:
         """Channels along an axis of this size."""
-        units = self.structure.axes.get(axis) if self.network.single_weights is None else None
+        units = self.structure.axes.get(axis) if self.single_weights is None else None
         return size if units is None else int(((units < 0) | self.kept[units]).sum()), size
 
     def entries(self, name: str) -> tuple[int, int]:
         """Entries of a parameter."""
-        p, gated = self.parameters[name], self.network.single_weights
+        p, gated = self.parameters[name], self.single_weights
         if gated is None:
             return math.prod(self.along((name, dim), size)[0] for dim, size in enumerate(p.shape)), p.numel()
         return int(torch.count_nonzero(self.kept[gated[name]])) if name in gated else p.numel(), p.numel()
@@ -95,7 +94,7 @@ class _Counts:
 
 def _row_of_call(counts: _Counts, c: LayerCall) -> Row:
     """The row of a layer that has been called."""
-    shape, gated = counts.parameters[c.weight].shape, counts.network.single_weights
+    shape, gated = counts.parameters[c.weight].shape, counts.single_weights
     outs = counts.along(c.produces, shape[c.produces[1]]) if c.produces else (shape[0], shape[0])
     ins = counts.along(c.consumes, shape[c.consumes[1]]) if c.consumes else outs
     if gated is None:
@@ -125,14 +124,14 @@ def _row_of_others(counts: _Counts, layer: str, names: list[str]) -> Row:
     axes = [(name, dim) for name in names for dim in range(counts.parameters[name].ndim)]
     entries = [counts.entries(name) for name in names]
     total = sum(n for n, _ in entries), sum(n for _, n in entries)
-    free = counts.network.single_weights is None and any(axis in counts.structure.axes for axis in axes)
+    free = counts.single_weights is None and any(axis in counts.structure.axes for axis in axes)
     status, reason = _status(total, free, _why_not_followed(counts.structure, layer, names))
     return Row(layer, type(counts.modules[owner_of(names[0])]).__name__, None, None, total, status, reason)
 
 
 def _group_rows(counts: _Counts) -> Iterator[GroupRow]:
-    for g in counts.network.groups:
-        kind = g.kind if counts.network.single_weights is None else "weight"
+    for g in counts.network.layout.groups:
+        kind = g.kind if counts.single_weights is None else "weight"
         yield GroupRow(g.name, kind, (int(counts.kept[g.slice].sum()), g.units), g.producers, g.consumers)
 
 

@@ -169,9 +169,10 @@ class TicketSearch:
         if self.number >= self.rounds:
             return
         if isinstance(gate, Magnitude):
-            sparse._prune(gate.final_share(sparse._budget) ** ((self.number + 1) / self.rounds))
+            share = gate.final_share(sparse._control.budget(sparse.objective)) ** ((self.number + 1) / self.rounds)
+            sparse._control.prune(sparse.objective, share)
         else:
-            sparse._project(MARGIN)
+            sparse._control.project(sparse.objective, MARGIN)
 
     def _end_round(self) -> None:
         self.prune()
@@ -186,7 +187,7 @@ class TicketSearch:
                 sparse.logits.copy_(gate.restarted(sparse.logits, self._initial.to(sparse.logits.device), self.reset))
             gate.restart()
         else:
-            sparse._zero_closed()
+            sparse._weights.zero_closed()
 
     def _begin(self) -> None:
         """Tells the gates and the objective how long the stage is and what share it ends with."""
@@ -195,7 +196,7 @@ class TicketSearch:
             gate.set_steps(steps)
         if isinstance(objective, Target) and self._share is not None and gate.learns:
             objective.restart(self._share ** ((self.number + 1) / self.rounds), steps)
-            self.sparse._follow_objective()
+            self.sparse._control.follow(objective)
         if self.number == 0 and self.rounds and self._rewind == 0 and self._snapshot is None:
             self._snapshot = Snapshot.take(self.sparse.model, None)
 

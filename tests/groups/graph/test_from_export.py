@@ -282,12 +282,11 @@ def test_the_graph_is_an_ordinary_module() -> None:
 
 def test_gated_copies_make_their_graph_again() -> None:
     model = Several()
-    halved(zg.sparsify(model, inputs(2, 5, 3), keep_class=False))
+    sparse = halved(zg.sparsify(model, inputs(2, 5, 3), keep_class=False))
     x = inputs(3, 4, 5)
-    wanted = next(iter(model._forward_pre_hooks.values())).gating.sparse.compact()(**x)["out"]
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        sparse = next(iter(twin._forward_pre_hooks.values())).gating.sparse
-        assert sparse.model is twin and torch.equal(sparse.compact()(**x)["out"], wanted)
+    wanted = sparse.compact()(**x)["out"]
+    for twin, handle in (copy.deepcopy((model, sparse)), pickle.loads(pickle.dumps((model, sparse)))):
+        assert handle.model is twin and torch.equal(handle.compact()(**x)["out"], wanted)
 
 
 def test_inputs_it_does_not_hold_for() -> None:
