@@ -1,6 +1,6 @@
 """ARCHITECTURE.md lists every room of the package, in the words of the room itself.
 
-    python tests/test_architecture.py    # writes the tree anew
+python tests/test_architecture.py    # writes the tree anew
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def room(path: Path, depth: int = 0) -> list[str]:
         return [f"{indent}- `{path.name}`: {summary(path)}"]
     lines = [f"{indent}- **`{path.name}/`** {summary(path / '__init__.py')}"]
     for inside in sorted(path.iterdir(), key=lambda p: (p.is_dir(), p.name)):
-        if inside.suffix == ".py" and inside.name != "__init__.py":
-            lines += room(inside, depth + 1)
-        elif (inside / "__init__.py").exists() and inside.name != "configs":
+        if (inside.suffix == ".py" and inside.name != "__init__.py") or (
+            (inside / "__init__.py").exists() and inside.name != "configs"
+        ):
             lines += room(inside, depth + 1)
     return lines
 

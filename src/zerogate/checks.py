@@ -29,16 +29,17 @@ def is_share(value: Any) -> bool:
     return is_number(value) and 0 < value <= 1
 
 
-def check(fits: bool, name: str, expected: str, value: Any) -> None:
-    """Raises `ZerogateError` unless ``fits``: ``name`` must be ``expected``, got the value."""
+def check(fits: bool, name: str, expected: str, value: Any, way_out: str = "") -> None:
+    """Raises `ZerogateError` unless ``fits``: ``name`` must be ``expected``, got the value; and the way out, if one is
+    given that ``expected`` does not say."""
     if not fits:
-        raise ZerogateError(f"{name} must be {expected}, got {value!r}")
+        raise ZerogateError(f"{name} must be {expected}, got {value!r}{way_out and '; '}{way_out}")
 
 
-def check_whole(name: str, value: Any, least: int = 1, optional: bool = False) -> None:
+def check_whole(name: str, value: Any, least: int = 1, optional: bool = False, way_out: str = "") -> None:
     """Raises `ZerogateError` unless the value is a whole number of at least ``least``, or None where it is optional."""
     fits = (optional and value is None) or is_whole(value, least)
-    check(fits, name, f"a whole number of at least {least}{', or None' if optional else ''}", value)
+    check(fits, name, f"a whole number of at least {least}{', or None' if optional else ''}", value, way_out)
 
 
 def check_share(name: str, value: Any, optional: bool = False) -> None:

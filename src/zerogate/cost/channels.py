@@ -73,8 +73,8 @@ class ChannelCost(CostModel):
     def __init__(
         self, structure: Structure, shapes: Mapping[str, torch.Size], min_channels: int = 1, round_to: int = 1
     ) -> None:
-        check_whole("min_channels", min_channels)
-        check_whole("round_to", round_to)
+        check_whole("min_channels", min_channels, way_out="leave it out for 1")
+        check_whole("round_to", round_to, way_out="leave it out for 1")
         self.structure, self.units = structure, structure.units
         sizes = AxisSizes.of(structure)
         self._liveness = liveness_of(structure, sizes)
