@@ -25,6 +25,7 @@ from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.units import UnitFilter
 from zerogate.masking.attachment import is_gated
 from zerogate.masking.unit import WEIGHT, Options, Slices, Unit
+from zerogate.modules.index import modules_by_name
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
@@ -174,10 +175,10 @@ def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozens
         raise ZerogateError(
             f"{option} is a list of names or patterns, got the string {patterns!r}; write [{patterns!r}]"
         )
-    names = [name for name, _ in model.named_modules()]
     patterns = [*patterns] if isinstance(patterns, Iterable) else [patterns]
     if not all(isinstance(p, str) for p in patterns):
         raise ZerogateError(f"{option} is a list of names or patterns of modules, got {patterns!r}")
+    names = [*modules_by_name(model)] if patterns else []
     matching: set[str] = set()
     for pattern in patterns:
         matched = fnmatch.filter(names, pattern)

@@ -162,10 +162,11 @@ class Attachment:
                 return f"{name} is {tuple(now[name][0])} and was {tuple(shape)}"
             if now[name][1] != first:
                 return f"{name} is no longer tied as it was"
-        modules = dict(self.model.named_modules(remove_duplicate=False))
-        for path, module in self._hosts.items() if self._handles else ():
-            if modules.get(path) is not module:
-                return f"{path} is another module, on which there are no gates"
+        if self._handles:
+            modules = modules_by_name(self.model, twice=True)
+            for path, module in self._hosts.items():
+                if modules.get(path) is not module:
+                    return f"{path} is another module, on which there are no gates"
         return ""
 
 

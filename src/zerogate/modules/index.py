@@ -43,9 +43,10 @@ def modules_by_name(model: nn.Module, twice: bool = False) -> dict[str, nn.Modul
             continue
         seen.add(id(module))
         found[name] = module
-        if children_of(module):
+        children = children_of(module)
+        if children:
             inside = f"{name}." if name else ""
-            waiting += [(inside + n, child) for n, child in reversed(children_of(module).items()) if child is not None]
+            waiting += [(inside + n, child) for n, child in reversed(children.items()) if child is not None]
     return found
 
 
