@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import zerogate
+from zerogate.checks import is_whole
 from zerogate.data import ImageData
 from zerogate.errors import ZerogateError
 from zerogate.models.layers import init_kaiming
@@ -72,11 +73,7 @@ def built_like(small: nn.Module, dense: nn.Module) -> nn.Module:
         dense.set_submodule(name, _construct(name, like))
     for name, module in dense.named_modules():  # sizes that a forward reads from attributes
         for key, value in vars(module).items():
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and isinstance(vars(of_small[name]).get(key), int)
-            ):
+            if is_whole(value, least=None) and isinstance(vars(of_small[name]).get(key), int):
                 setattr(module, key, vars(of_small[name])[key])
     shapes_of_small = {key: tensor.shape for key, tensor in small.state_dict().items()}
     if shapes_of_small != {key: tensor.shape for key, tensor in dense.state_dict().items()}:
