@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,12 +13,10 @@ from zerogate.files import write
 from zerogate.report import figures
 from zerogate.report.text import markdown_table
 from zerogate.training.provenance import provenance_of
-from zerogate.training.run_folder import Run, write_csv, write_json
+from zerogate.training.run_folder import Result, Run, read_result, write_csv, write_json
 
 FIGURES = ("test_accuracy", "val_accuracy", "remaining", "params", "macs", "epochs", "history")
 """What compare.json repeats of each search."""
-Result = Mapping[str, Any]
-"""What result.json of a search holds."""
 
 
 class Row(TypedDict):
@@ -52,12 +49,6 @@ class ComparisonFolder(Run):
         return super().files() + files
 
 
-def read_result(folder: Path) -> Result:
-    """What the finished search in a folder came to."""
-    result: Result = json.loads(Run(folder).result.read_text())
-    return result
-
-
 def summarise(
     folder: ComparisonFolder, config: DictConfig, searches: Sequence[tuple[str, str, float | None]]
 ) -> dict[str, Any]:
@@ -72,7 +63,7 @@ def summarise(
     alike: dict[tuple[str, float | None], list[Result]] = {}
     each: dict[str, dict[str, object]] = {}
     for name, kind, density in sorted(searches, key=lambda search: -(1.0 if search[2] is None else search[2])):
-        result = read_result(folder.folder / name)
+        result = read_result(Run(folder.folder / name).result)
         alike.setdefault((kind, density), []).append(result)
         each[name] = {key: result[key] for key in FIGURES}
     rows = [average(kind, density, results) for (kind, density), results in alike.items()]
