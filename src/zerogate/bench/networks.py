@@ -19,7 +19,7 @@ from zerogate.training.build import make_model, model_facts
 from zerogate.training.checkpoints import load_weights
 from zerogate.training.config.compose import load
 from zerogate.training.instantiate import parameters_of
-from zerogate.training.run_folder import Run
+from zerogate.training.run_folder import RunFolder
 
 Widths = dict[str, list[int]]
 """[inputs, outputs] of every convolution and linear layer, by its name."""
@@ -34,7 +34,7 @@ def dense_network(config: DictConfig, num_classes: int, shape: tuple[int, int, i
     return factory(**{key: value for key, value in facts.items() if key in taken} | own)
 
 
-def network_of(run: Run, images: ImageData) -> nn.Module:
+def network_of(run: RunFolder, images: ImageData) -> nn.Module:
     """The network that a finished run ends with, without its closed parts, on the CPU in evaluation mode."""
     config = load(run.config)
     if run.compact.is_file():

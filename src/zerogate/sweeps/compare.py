@@ -26,7 +26,7 @@ from zerogate.training.config.compose import compose, load
 from zerogate.training.config.keys import command_of, key_of
 from zerogate.training.config.resume import check_resume, resumed
 from zerogate.training.interruption import StoppedError
-from zerogate.training.run_folder import Run, default_folder, read_result
+from zerogate.training.run_folder import RunFolder, default_folder, read_result
 from zerogate.training.ticket_search import search
 
 OWN_KEYS = ("output", "resume", "overwrite", "seed", "trainer.progress")
@@ -62,11 +62,11 @@ class Search(Task):
 
     def is_done(self) -> bool:
         """Whether its result is there."""
-        return Run(self.folder).result.is_file()
+        return RunFolder(self.folder).result.is_file()
 
     def work(self) -> None:
         """Begins it or goes on with it; nobody sees what it prints."""
-        resume = [f"resume={self.folder}"] if Run(self.folder).config.is_file() else []
+        resume = [f"resume={self.folder}"] if RunFolder(self.folder).config.is_file() else []
         overrides = [*self.overrides, "trainer.progress=none", f"output={self.folder}", *resume]
         with redirect_stdout(io.StringIO()):
             try:
@@ -112,7 +112,7 @@ def open_or_resume(config: DictConfig) -> tuple[ComparisonFolder, DictConfig, li
         folder = ComparisonFolder(config.output or default_folder(config.name))
         folder.check_free(config.overwrite)
         return folder, config, list(config.overrides), False
-    folder = ComparisonFolder(Run.of(config.resume).folder)
+    folder = ComparisonFolder(RunFolder.of(config.resume).folder)
     stored = load(folder.config)
     command = command_of(stored)
     if command != "compare":
@@ -174,7 +174,7 @@ def _length(config: DictConfig, with_rounds: bool) -> Time:
 # what is done about them
 
 
-def run_missing(folder: Run, missing: Sequence[Search], workers: int | None, show: bool) -> None:
+def run_missing(folder: RunFolder, missing: Sequence[Search], workers: int | None, show: bool) -> None:
     """Carries out searches, a line for each that is finished.
 
     Args:
@@ -199,7 +199,7 @@ def run_missing(folder: Run, missing: Sequence[Search], workers: int | None, sho
         raise StoppedError(engine.signum, folder)
 
 
-def _failure(ended: Ended, folder: Run) -> str:
+def _failure(ended: Ended, folder: RunFolder) -> str:
     if ended.killed:
         return (
             f"a process was killed, perhaps for want of memory; go on with fewer: zerogate compare resume={folder} "
@@ -210,7 +210,7 @@ def _failure(ended: Ended, folder: Run) -> str:
 
 
 def _line(ended: Ended, report: Report) -> str:
-    result, seconds = read_result(Run(ended.task.folder).result), int(report.seconds_left)
+    result, seconds = read_result(RunFolder(ended.task.folder).result), int(report.seconds_left)
     return (
         f"{ended.task.name}  test {result['test_accuracy']:.2%} with {result['remaining']:.1%} remaining  "
         f"{ended.seconds:.0f} s  about {seconds // 60}:{seconds % 60:02d} left"

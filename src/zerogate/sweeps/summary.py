@@ -13,7 +13,7 @@ from zerogate.files import write
 from zerogate.report import figures
 from zerogate.report.text import markdown_table
 from zerogate.training.provenance import provenance_of
-from zerogate.training.run_folder import Result, Run, read_result, write_csv, write_json
+from zerogate.training.run_folder import Result, RunFolder, read_result, write_csv, write_json
 
 FIGURES = ("test_accuracy", "val_accuracy", "remaining", "params", "macs", "epochs", "history")
 """What compare.json repeats of each search."""
@@ -34,7 +34,7 @@ class Row(TypedDict):
     epochs: float
 
 
-class ComparisonFolder(Run):
+class ComparisonFolder(RunFolder):
     """The folder of a comparison: a search's in each KIND_DENSITY_SEED, and what they come to."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,7 +45,7 @@ class ComparisonFolder(Run):
         """Every file of the comparison and of its searches."""
         files = [path for path in self.own.values() if path.exists()]
         for path in sorted(self.folder.glob("*_*_*/config.yaml")):
-            files += Run(path.parent).files()
+            files += RunFolder(path.parent).files()
         return super().files() + files
 
 
@@ -63,7 +63,7 @@ def summarise(
     alike: dict[tuple[str, float | None], list[Result]] = {}
     each: dict[str, dict[str, object]] = {}
     for name, kind, density in sorted(searches, key=lambda search: -(1.0 if search[2] is None else search[2])):
-        result = read_result(Run(folder.folder / name).result)
+        result = read_result(RunFolder(folder.folder / name).result)
         alike.setdefault((kind, density), []).append(result)
         each[name] = {key: result[key] for key in FIGURES}
     rows = [average(kind, density, results) for (kind, density), results in alike.items()]
