@@ -31,6 +31,7 @@ from budget_settings import SETTINGS, Setting
 from zerogate import Sparsified, Target, data
 from zerogate.data import ImageData
 from zerogate.training import build as building
+from zerogate.training.build_gates import state_steps
 from zerogate.training.config.compose import compose
 from zerogate.training.provenance import origin
 from zerogate.training.scores import evaluate
@@ -96,9 +97,7 @@ def run(setting: Setting, where: dict[str, str], seed: int, *options: str) -> tu
     batches = building.load_batches(config, images(config), device)
     module = building.make_classifier(config, batches, device)
     sparse: Sparsified = module.sparse
-    for part in (sparse.gate, sparse.objective):
-        if getattr(part, "steps", 0) is None:
-            part.steps = building.total_steps(config, batches)
+    state_steps(sparse, building.total_steps(config, batches))
     (optimizer,), schedules = module.configure_optimizers()
     module.model.train()
     for _ in range(config.trainer.max_epochs):

@@ -13,7 +13,7 @@ import torch
 from zerogate.errors import ZerogateError
 from zerogate.sweeps.engine import Task
 from zerogate.training.interruption import StoppedError
-from zerogate.training.run_folder import Run
+from zerogate.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Counting(Task):
                 while self.fault == "waits" and epoch == 1 and not signals:
                     time.sleep(0.01)
                 if signals:
-                    raise StoppedError(signals[0], Run(self.folder))
+                    raise StoppedError(signals[0], RunFolder(self.folder))
         finally:
             signal.signal(signal.SIGTERM, previous)
 

@@ -112,6 +112,7 @@ def test_every_name_that_moved_has_a_public_one() -> None:
     for name in set(moved.MOVED.values()):
         assert callable(hydra.utils.get_object(name)), name
         assert name not in moved.MOVED and moved.current(name) == name
+    assert moved.MOVED["zerogate.Hard"] == "zerogate.FixedGate" and zg.Hard is zg.FixedGate
     assert zg.drops is hydra.utils.get_object("zerogate.drops") and "drops" in zg.__all__
 
 

@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeGuard
 
 from zerogate.errors import ZerogateError
 
 
-def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether a value is an int, and no bool, of at least ``least``; NumPy's would not survive in a checkpoint."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def is_whole(value: Any, least: int | None = 1) -> TypeGuard[int]:
+    """Whether a value is an int, and no bool, of at least ``least`` (None: of any size); NumPy's would not survive in a
+    checkpoint."""
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number, and no bool; NumPy's count."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_share(value: Any) -> bool:
+def is_share(value: Any) -> TypeGuard[float]:
     """Whether a value is a number in (0, 1]."""
     return is_number(value) and 0 < value <= 1
 

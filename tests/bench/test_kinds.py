@@ -12,7 +12,7 @@ import zerogate as zg
 from zerogate.bench import kinds
 from zerogate.training.config import compose as settings
 from zerogate.training.config.resume import resumed
-from zerogate.training.run_folder import Run
+from zerogate.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -35,7 +35,7 @@ def test_latencies_compare_networks_in_one_memory_format(channels_last: bool, mo
 def test_a_run_goes_on_with_data_that_lie_elsewhere(tmp_path: Path) -> None:
     begun = kinds._configured(tmp_path, ["data=mnist", "seed=3"], ["data.path=/here"])
     assert (begun.output, begun.seed) == (str(tmp_path), 3)
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.begin(begun)
     going_on = kinds._configured(tmp_path, ["data=mnist", "seed=3"], ["data.path=/there"])
     config = resumed(going_on, run.folder, settings.load(run.config))

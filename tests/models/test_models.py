@@ -304,29 +304,29 @@ def test_no_parameter_is_shared_and_no_module_is_used_twice(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: models.googlenet(num_classes=0), "num_classes is 0; pass a whole number of at least 1"),
-        (lambda: models.resnet20(num_classes=-3), "num_classes is -3"),
-        (lambda: models.vgg16(num_classes=True), "num_classes is True"),
-        (lambda: models.convnet(num_classes="ten"), "num_classes is 'ten'"),  # type: ignore[arg-type]
-        (lambda: models.wrn28_10(num_classes=2.5), r"num_classes is 2\.5"),  # type: ignore[arg-type]
-        (lambda: models.lenet5(num_classes=0), "num_classes is 0"),
-        (lambda: models.lenet300(num_classes=0), "num_classes is 0"),
-        (lambda: models.googlenet(in_channels=0), "in_channels is 0"),
-        (lambda: models.resnet20(in_channels=0), "in_channels is 0"),
-        (lambda: models.vgg16(in_channels=0), "in_channels is 0"),
-        (lambda: models.lenet5(in_channels=0), "in_channels is 0"),
-        (lambda: models.wrn28_10(in_channels=0), "in_channels is 0"),
-        (lambda: models.convnet(in_channels=0), "in_channels is 0"),
-        (lambda: models.convnet(width=0), "width is 0"),
-        (lambda: models.lenet300(in_features=0), "in_features is 0"),
+        (lambda: models.googlenet(num_classes=0), "^num_classes must be a whole number of at least 1, got 0$"),
+        (lambda: models.resnet20(num_classes=-3), "num_classes must be a whole number of at least 1, got -3"),
+        (lambda: models.vgg16(num_classes=True), "num_classes must be a whole number of at least 1, got True"),
+        (lambda: models.convnet(num_classes="ten"), "num_classes must be a whole number of at least 1, got 'ten'"),  # type: ignore[arg-type]
+        (lambda: models.wrn28_10(num_classes=2.5), r"num_classes must be a whole number of at least 1, got 2\.5"),  # type: ignore[arg-type]
+        (lambda: models.lenet5(num_classes=0), "num_classes must be a whole number of at least 1, got 0"),
+        (lambda: models.lenet300(num_classes=0), "num_classes must be a whole number of at least 1, got 0"),
+        (lambda: models.googlenet(in_channels=0), "in_channels must be a whole number of at least 1, got 0"),
+        (lambda: models.resnet20(in_channels=0), "in_channels must be a whole number of at least 1, got 0"),
+        (lambda: models.vgg16(in_channels=0), "in_channels must be a whole number of at least 1, got 0"),
+        (lambda: models.lenet5(in_channels=0), "in_channels must be a whole number of at least 1, got 0"),
+        (lambda: models.wrn28_10(in_channels=0), "in_channels must be a whole number of at least 1, got 0"),
+        (lambda: models.convnet(in_channels=0), "in_channels must be a whole number of at least 1, got 0"),
+        (lambda: models.convnet(width=0), "width must be a whole number of at least 1, got 0"),
+        (lambda: models.lenet300(in_features=0), "in_features must be a whole number of at least 1, got 0"),
         (lambda: models.lenet5(image_size=15), "image_size is 15; .*16×16"),
         (lambda: models.ResNet(depth=21), r"depth is 21; pass 6·n \+ 2, such as 20 or 26"),
         (lambda: models.WideResNet(depth=30), r"depth is 30; pass 6·n \+ 4, such as 28 or 34"),
-        (lambda: models.WideResNet(depth=4), "depth is 4; pass a whole number of at least 10"),
-        (lambda: models.WideResNet(widen=0), "widen is 0"),
-        (lambda: models.wrn28_10(dropout=1.0), r"dropout is 1\.0; pass a probability"),
-        (lambda: models.wrn28_10(dropout=float("nan")), "dropout is nan"),
-        (lambda: models.wrn28_10(dropout="half"), "dropout is 'half'"),  # type: ignore[arg-type]
+        (lambda: models.WideResNet(depth=4), "^depth must be a whole number of at least 10, got 4$"),
+        (lambda: models.WideResNet(widen=0), "widen must be a whole number of at least 1, got 0"),
+        (lambda: models.wrn28_10(dropout=1.0), r"dropout must be a probability .*, got 1\.0"),
+        (lambda: models.wrn28_10(dropout=float("nan")), "dropout must be a probability .*, got nan"),
+        (lambda: models.wrn28_10(dropout="half"), "dropout must be a probability .*, got 'half'"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_arguments_are_named_in_one_line(make: Callable[[], nn.Module], message: str) -> None:

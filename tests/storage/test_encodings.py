@@ -208,7 +208,7 @@ def test_files_without_zeros_are_those_of_before(tmp_path: Path) -> None:
     plan, stored = opened(tmp_path / "a")
     assert plan["version"] == 2 and "encoded" not in plan and stored.keys() == small.state_dict().keys()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    with pytest.raises(zg.ZerogateError, match=r"sparse is True .* or False, got 'coo'"):
+    with pytest.raises(zg.ZerogateError, match=r"sparse must be True .* or False, got 'coo'"):
         zg.save(small, tmp_path / "c", sparse="coo")  # type: ignore[arg-type]
 
 

@@ -172,6 +172,15 @@ def test_dense_is_one_for_all_densities() -> None:
     assert [*names] == ["random_0.5_0", "dense_1_0", "random_0.05_0"]
 
 
+def test_a_kind_is_one_search_under_its_long_and_its_short_name() -> None:
+    shared = ["compare.densities=[0.5]", "compare.seeds=1"]
+    short = lengths([*shared, "compare.kinds=[cs,imp]"])
+    assert [*short] == ["cs_0.5_0", "imp_0.5_0"]
+    assert lengths([*shared, "compare.kinds=[continuous_sparsification,iterative_magnitude]"]) == short
+    assert lengths([*shared, "compare.kinds=[cs,continuous_sparsification,iterative_magnitude,imp]"]) == short
+    assert [*lengths([*shared, "compare.kinds=[cs,imp]", "search.kind=mine"])] == [*short]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

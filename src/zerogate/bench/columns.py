@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from zerogate.bench.table import Plain
 from zerogate.errors import ConfigError
+from zerogate.modules.index import split_name
 
 Figures = Plain
 """The figures of a run: numbers by name, and `widths`."""
@@ -78,7 +79,7 @@ def _seed_count(widths: Mapping[str, Sequence[int]], dense: Mapping[str, Sequenc
     count = 0
     for name in dense:
         inputs, outputs = widths[name]
-        part = name.removesuffix(".conv").rpartition(".")[2]
+        part = split_name(name.removesuffix(".conv"))[1]
         if part == "stem":
             count += inputs * outputs * 9 + outputs
         elif part in ("reduce3x3", "reduce5x5"):

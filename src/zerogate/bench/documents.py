@@ -65,14 +65,14 @@ def _svg(table: Rendered) -> str:
     return "\n".join(line.rstrip() for line in svg_document(figure).splitlines()) + "\n"
 
 
-def results_page(shown: list[Rendered], plots: str = "results") -> str:
-    """docs/results.md: all tables that have something to show; `plots` is the folder of their plots."""
+def results_page(shown: list[Rendered]) -> str:
+    """docs/results.md: all tables that have something to show, and their plots from the folder results."""
     parts = [INTRODUCTION]
     for table in shown:
         if table.sections:
             parts.append(table.markdown())
             if table.plot is not None:
-                parts.append(f"![{table.title}]({plots}/{table.name}.svg)")
+                parts.append(f"![{table.title}](results/{table.name}.svg)")
     return "\n\n".join(parts) + "\n"
 
 

@@ -20,7 +20,7 @@ from zerogate.cost import stopwatch
 from zerogate.training.build import load_data
 from zerogate.training.config.compose import leaves, load
 from zerogate.training.costs import dense_cost
-from zerogate.training.run_folder import Run
+from zerogate.training.run_folder import RunFolder
 from zerogate.training.ticket_search import search
 from zerogate.training.train import train
 
@@ -63,25 +63,25 @@ def carry_out(work: Work) -> Outcome:
 def _configured(folder: Path, overrides: Sequence[str], extra: Sequence[str], kind: str = "train") -> DictConfig:
     """The configuration of a run that begins, or goes on where one in that folder stopped."""
     extra = [*extra, "trainer.progress=plain"]
-    if not Run(folder).config.is_file():
+    if not RunFolder(folder).config.is_file():
         return compose(kind, [*overrides, *extra, f"output={folder}"])
     return compose(kind, [f"resume={folder}", *extra])
 
 
 def _train(work: Work) -> Outcome:
     result = train(_configured(work.folder, [*work.overrides, f"seed={work.seed}"], work.extra))
-    run = Run(work.folder)
+    run = RunFolder(work.folder)
     return Outcome(_figures(work, run, result), _curve(run), _config(run))
 
 
 def _tickets(work: Work) -> Outcome:
     config = _configured(work.folder, [*work.overrides, f"seed={work.seed}"], work.extra, "tickets")
     result = search(config)
-    run = Run(work.folder)
+    run = RunFolder(work.folder)
     names = ("remaining", "gated_weights", "remaining_weights", "history", "epochs", "file_bytes", "dense_bytes")
     figures = _of_result(result) | {key: result[key] for key in names if key in result}
     figures["total_epochs"] = result.get("epochs", work.total_epochs)
-    return Outcome(figures, _curve(Run(run.folder / "ticket")), _config(run))
+    return Outcome(figures, _curve(RunFolder(run.folder / "ticket")), _config(run))
 
 
 def _torch_pruning(work: Work) -> Outcome:
@@ -98,7 +98,7 @@ def _torch_pruning(work: Work) -> Outcome:
     own += ["model._target_=zerogate.bench.pruned_network", f"+model.source={source}"]
     own += [f"+model.{key}={options[key]}" for key in ("params", "macs") if key in options]
     result = train(_configured(work.folder, own, work.extra))
-    run = Run(work.folder)
+    run = RunFolder(work.folder)
     return Outcome(_figures(work, run, result), _curve(run), _config(run))
 
 
@@ -127,7 +127,7 @@ def _of_result(result: Plain) -> Numbers:
     return figures
 
 
-def _figures(work: Work, run: Run, result: Plain) -> Numbers:
+def _figures(work: Work, run: RunFolder, result: Plain) -> Numbers:
     """The figures of a trained network: those of result.json, its widths, and its latency beside
     the dense network's."""
     config = load(run.config)
@@ -156,7 +156,7 @@ def _latencies(small: nn.Module, dense: nn.Module, shape: Sequence[int], channel
     return ratios
 
 
-def _curve(run: Run) -> list[str]:
+def _curve(run: RunFolder) -> list[str]:
     """metrics.csv in six digits; nothing where there is none."""
     if not run.metrics.is_file():
         return []
@@ -166,6 +166,6 @@ def _curve(run: Run) -> list[str]:
     return curve_of(reader.fieldnames or [], rows)
 
 
-def _config(run: Run) -> dict[str, object]:
+def _config(run: RunFolder) -> dict[str, object]:
     """Every value of the configuration that means something on other machines, too."""
     return {key: value for key, value in leaves(load(run.config)).items() if key not in PATHS}

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import zerogate
+from zerogate.checks import is_whole
 from zerogate.data import ImageData
 from zerogate.errors import ZerogateError
 from zerogate.models.layers import init_kaiming
@@ -18,7 +19,7 @@ from zerogate.training.build import make_model, model_facts
 from zerogate.training.checkpoints import load_weights
 from zerogate.training.config.compose import load
 from zerogate.training.instantiate import parameters_of
-from zerogate.training.run_folder import Run
+from zerogate.training.run_folder import RunFolder
 
 Widths = dict[str, list[int]]
 """[inputs, outputs] of every convolution and linear layer, by its name."""
@@ -33,7 +34,7 @@ def dense_network(config: DictConfig, num_classes: int, shape: tuple[int, int, i
     return factory(**{key: value for key, value in facts.items() if key in taken} | own)
 
 
-def network_of(run: Run, images: ImageData) -> nn.Module:
+def network_of(run: RunFolder, images: ImageData) -> nn.Module:
     """The network that a finished run ends with, without its closed parts, on the CPU in evaluation mode."""
     config = load(run.config)
     if run.compact.is_file():
@@ -72,11 +73,7 @@ def built_like(small: nn.Module, dense: nn.Module) -> nn.Module:
         dense.set_submodule(name, _construct(name, like))
     for name, module in dense.named_modules():  # sizes that a forward reads from attributes
         for key, value in vars(module).items():
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and isinstance(vars(of_small[name]).get(key), int)
-            ):
+            if is_whole(value, least=None) and isinstance(vars(of_small[name]).get(key), int):
                 setattr(module, key, vars(of_small[name])[key])
     shapes_of_small = {key: tensor.shape for key, tensor in small.state_dict().items()}
     if shapes_of_small != {key: tensor.shape for key, tensor in dense.state_dict().items()}:

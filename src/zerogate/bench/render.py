@@ -78,14 +78,14 @@ class Rendered:
         keys = dict.fromkeys(section.keys for section in self.sections) or [()]
         return [" ".join((self.command, *own)) for own in keys if self.command]
 
-    def markdown(self, level: int = 2) -> str:
+    def markdown(self) -> str:
         """Headings, tables, sentences."""
-        parts = [f"{'#' * level} {self.title}"]
+        parts = [f"## {self.title}"]
         if commands := "\n".join(self.commands):
             parts.append(f"```\n{commands}\n```")
         for section in self.sections:
             if section.title:
-                parts.append(f"{'#' * (level + 1)} {section.title}")
+                parts.append(f"### {section.title}")
             parts.append(markdown_table(section.head(), section.rows()))
             parts += section.facts
         if self.notes:

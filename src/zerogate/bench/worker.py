@@ -15,7 +15,7 @@ from zerogate.bench.records import FORMAT, Records
 from zerogate.files import write
 from zerogate.sweeps.engine import TakenError, Task
 from zerogate.training import provenance
-from zerogate.training.run_folder import Run
+from zerogate.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class JobTask(Task):
     def is_done(self) -> bool:
         """Whether it is recorded; where it is repeated, whether its files are there."""
         recorded = self.job.digest in self.records.find(self.job.table).by_digest()
-        return recorded and (not self.repeats or Run(self.folder).result.is_file())
+        return recorded and (not self.repeats or RunFolder(self.folder).result.is_file())
 
     def is_taken(self) -> bool:
         """Whether a process is at it."""

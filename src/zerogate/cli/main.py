@@ -52,14 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stopped by {stop}; continue with: zerogate {arguments[0]} resume={stop.run}", flush=True)
         return 128 + stop.signum
     except ZerogateError as error:
-        return _fail(one_line(error), error)
+        return _fail(error, error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}; give a folder with space that can be written", error)
+        told = f"{where}{error.strerror or error}; give a folder with space that can be written"
+        return _fail(ConfigError(told), error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA_MODULES:
             raise
-        return _fail(f"{error.name} is not installed; pip install 'zerogate[train]'", error)
+        return _fail(ConfigError(f"{error.name} is not installed; pip install 'zerogate[train]'"), error)
     except KeyboardInterrupt:
         print("zerogate: interrupted", file=sys.stderr)
         return 130
@@ -87,8 +88,9 @@ def _dispatch(arguments: list[str]) -> int:
     return command.run(rest)
 
 
-def _fail(message: str, error: BaseException) -> int:
+def _fail(told: ZerogateError, error: BaseException) -> int:
+    """Prints what the user is told, on one line, and with ZEROGATE_DEBUG where it was raised; the exit status."""
     if os.environ.get("ZEROGATE_DEBUG"):
         traceback.print_exception(error)
-    print(f"zerogate: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"zerogate: error: {one_line(told)}", file=sys.stderr)
     return 2

@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerogate.errors import ZerogateError
+from zerogate.checks import check, is_number
 
 
 class ConvBNReLU(nn.Module):
@@ -35,12 +35,11 @@ def init_kaiming(model: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
 
 def check_count(name: str, value: object, at_least: int = 1) -> None:
     """Raise :class:`ZerogateError` unless ``value`` is a whole number of at least ``at_least``."""
-    # bool is an integer to Python, but num_classes=True is a slip, not a one.
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-        raise ZerogateError(f"{name} is {value!r}; pass a whole number of at least {at_least}")
+    fits = isinstance(value, numbers.Integral) and is_number(value) and value >= at_least  # NumPy's integers will do
+    check(fits, name, f"a whole number of at least {at_least}", value)
 
 
 def check_dropout(value: object) -> None:
     """Raise :class:`ZerogateError` unless ``value`` is a number of at least 0 and below 1."""
-    if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise ZerogateError(f"dropout is {value!r}; pass a probability of at least 0 and below 1")
+    fits = isinstance(value, int | float) and 0.0 <= value < 1.0
+    check(fits, "dropout", "a probability of at least 0 and below 1", value)

@@ -152,9 +152,9 @@ def copy_signature(source: fx.Graph, to: fx.Graph) -> None:
 # Python.
 
 
-def frames_above(depth: int = 1) -> Iterator[FrameType]:
-    """The frames that are running, the innermost first, without the caller's own for ``depth`` 1."""
-    frame: FrameType | None = sys._getframe(depth + 1)
+def frames_above() -> Iterator[FrameType]:
+    """The frames that are running, the innermost first, without the caller's own."""
+    frame: FrameType | None = sys._getframe(2)  # 0 is this function, 1 what iterates
     while frame is not None:
         yield frame
         frame = frame.f_back

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from zerogate.checks import check
 from zerogate.errors import CheckpointError, ZerogateError, class_and_line
 from zerogate.files import write
 from zerogate.modules.copies import copy_with
@@ -44,10 +45,8 @@ def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
     """
     small = getattr(small, "_orig_mod", small)  # what torch.compile wraps
     plan = _checked_plan(small)
-    if not isinstance(sparse, bool):
-        raise ZerogateError(
-            f"sparse is True (zeros are left out where that makes the file smaller) or False, got {sparse!r}"
-        )
+    zeros_left_out = "True (zeros are left out where that makes the file smaller)"
+    check(isinstance(sparse, bool), "sparse", f"{zeros_left_out} or False", sparse)
     path = Path(path)
     if os.path.isdir(path):
         raise ZerogateError(f"{path} is a folder; give the path of a file in it")

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import TypedDict, TypeGuard
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from zerogate.checks import is_whole
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CheckpointError
 from zerogate.modules.index import join_name, modules_by_name, named_tensors, tied_names, transient_buffers
@@ -142,7 +143,7 @@ def _read_keep(rows: object, tensors: Mapping[str, Tensor]) -> dict[tuple[str, i
     keep: dict[tuple[str, int], Tensor] = {}
     for name, dim, indices in _triples(rows, "keep"):
         tensor = tensors.get(name)
-        if tensor is None or not _is_int(dim) or not 0 <= dim < tensor.ndim or (name, dim) in keep:
+        if tensor is None or not is_whole(dim, least=None) or not 0 <= dim < tensor.ndim or (name, dim) in keep:
             raise CheckpointError(f"holds a plan that keeps part of axis {short(dim)} of {short(name)}: there is none")
         keep[name, dim] = _indices(indices, tensor.shape[dim], f"keep of {short(name)}")
     return keep
@@ -152,7 +153,7 @@ def _read_select(rows: object, modules: Mapping[str, nn.Module]) -> dict[str, tu
     select: dict[str, tuple[int, Tensor]] = {}
     for layer, dim, indices in _triples(rows, "select"):
         sizes = [] if layer not in modules else [size for p in modules[layer].parameters() for size in p.shape]
-        if not sizes or not _is_int(dim) or not -8 <= dim < 0 or layer in select:
+        if not sizes or not is_whole(dim, least=None) or not -8 <= dim < 0 or layer in select:
             raise CheckpointError(f"holds a plan that selects inputs {short(dim)} of {short(layer)}: there are none")
         select[layer] = (dim, _indices(indices, max(sizes), f"select of {short(layer)}"))
     return select
@@ -193,7 +194,7 @@ def _triples(rows: object, what: str) -> Iterator[tuple[str, object, object]]:
 
 def _indices(value: object, size: int, what: str) -> Tensor:
     """Ascending indices below a size, int64."""
-    if not isinstance(value, list) or not all(_is_int(i) for i in value):
+    if not isinstance(value, list) or not all(is_whole(i, least=None) for i in value):
         raise CheckpointError(f"holds a plan whose {what} is not a list of whole numbers")
     if any(a >= b for a, b in pairwise(value)) or (value and not 0 <= value[0] <= value[-1] < size):
         raise CheckpointError(f"holds a plan whose {what} is not ascending within 0 … {size - 1}")
@@ -203,18 +204,13 @@ def _indices(value: object, size: int, what: str) -> Tensor:
 def _size(value: object) -> Size | None:
     """An int, or the ints in a tuple or list, as JSON has them; None for anything else."""
     if isinstance(value, (tuple, list)):
-        sizes = [v for v in value if isinstance(v, int) and not isinstance(v, bool)]
+        sizes = [v for v in value if is_whole(v, least=None)]
         return sizes if value and len(sizes) == len(value) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if is_whole(value, least=None) else None
 
 
 def _length(size: Size) -> int | None:
     return len(size) if isinstance(size, list) else None
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    """Whether a value is an int as JSON gives it, and no bool."""
-    return type(value) is int
 
 
 def short(value: object) -> str:

@@ -18,15 +18,15 @@ from zerogate.errors import ConfigError, ZerogateError
 from zerogate.modules.run import usable_cores
 from zerogate.sweeps.engine import Ended, Engine, Report, Task
 from zerogate.sweeps.local import Processes, ThisProcess
-from zerogate.sweeps.summary import ComparisonFolder, read_result, summarise
+from zerogate.sweeps.summary import ComparisonFolder, summarise
 from zerogate.tickets.time import Time
 from zerogate.training import provenance
 from zerogate.training.config.checks import check, time_of
 from zerogate.training.config.compose import compose, load
-from zerogate.training.config.keys import command_of
+from zerogate.training.config.keys import command_of, key_of
 from zerogate.training.config.resume import check_resume, resumed
 from zerogate.training.interruption import StoppedError
-from zerogate.training.run_folder import Run, default_folder
+from zerogate.training.run_folder import RunFolder, default_folder, read_result
 from zerogate.training.ticket_search import search
 
 OWN_KEYS = ("output", "resume", "overwrite", "seed", "trainer.progress")
@@ -38,7 +38,7 @@ class Search(Task):
     """One search of a comparison.
 
     Attributes:
-        ticket: the kind of ticket. density: what is asked for; None: the kind is trained as it is.
+        ticket: the kind of ticket, as its records name it. density: what is asked for; None: the kind is trained as it is.
         overrides: of its configuration. of: the folder of the comparison.
         epochs: of all its stages.
     """
@@ -62,11 +62,11 @@ class Search(Task):
 
     def is_done(self) -> bool:
         """Whether its result is there."""
-        return Run(self.folder).result.is_file()
+        return RunFolder(self.folder).result.is_file()
 
     def work(self) -> None:
         """Begins it or goes on with it; nobody sees what it prints."""
-        resume = [f"resume={self.folder}"] if Run(self.folder).config.is_file() else []
+        resume = [f"resume={self.folder}"] if RunFolder(self.folder).config.is_file() else []
         overrides = [*self.overrides, "trainer.progress=none", f"output={self.folder}", *resume]
         with redirect_stdout(io.StringIO()):
             try:
@@ -112,7 +112,7 @@ def open_or_resume(config: DictConfig) -> tuple[ComparisonFolder, DictConfig, li
         folder = ComparisonFolder(config.output or default_folder(config.name))
         folder.check_free(config.overwrite)
         return folder, config, list(config.overrides), False
-    folder = ComparisonFolder(Run.of(config.resume).folder)
+    folder = ComparisonFolder(RunFolder.of(config.resume).folder)
     stored = load(folder.config)
     command = command_of(stored)
     if command != "compare":
@@ -133,21 +133,23 @@ def searches_of(config: DictConfig, overrides: Sequence[str], folder: Path = Pat
         ConfigError: one of them could not be composed.
     """
     asked = config.compare
-    shared = [text for text in overrides if not _key(text).startswith("compare.") and _key(text) not in OWN_KEYS]
+    shared = [text for text in overrides if not key_of(text).startswith("compare.") and key_of(text) not in OWN_KEYS]
     for text in overrides:
-        if _key(text) == "ticket":
+        if key_of(text) == "ticket":
             raise ConfigError(f"{text} is for one search; give compare.kinds=[{text.partition('=')[2]}]")
     kinds: dict[str, list[str]] = {}
     epochs: dict[str, int] = {}
-    for kind in dict.fromkeys(asked.kinds):
-        own = [text for text in shared if _key(text) != "search.rounds"]
-        rounds = compose([*own, f"ticket={kind}"], "tickets").search.rounds
-        if rounds == 0:  # one stage, as long as is fair
+    for ticket in dict.fromkeys(asked.kinds):
+        own = [text for text in shared if key_of(text) != "search.rounds"]
+        named = [text for text in own if key_of(text) != "search.kind"]  # which would give all kinds one name
+        of_ticket = compose([*named, f"ticket={ticket}"], "tickets").search
+        kind = of_ticket.kind or ticket
+        if of_ticket.rounds == 0:  # one stage, as long as is fair
             length = _length(config, asked.equal == "search")
-            kinds[kind] = [*own, f"ticket={kind}", f"search.final_length={length}"]
+            kinds[kind] = [*own, f"ticket={ticket}", f"search.final_length={length}"]
         else:
             length = _length(config, with_rounds=True)
-            kinds[kind] = [*shared, f"ticket={kind}"]
+            kinds[kind] = [*shared, f"ticket={ticket}"]
         epochs[kind] = max(length.epochs, 1)
     searches: dict[str, Search] = {}
     for seed in range(config.seed, config.seed + asked.seeds):
@@ -158,10 +160,6 @@ def searches_of(config: DictConfig, overrides: Sequence[str], folder: Path = Pat
                 one = Search(kind, share, seed, (*own, f"seed={seed}", *stated), folder, epochs[kind])
                 searches.setdefault(one.name, one)
     return list(searches.values())
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _length(config: DictConfig, with_rounds: bool) -> Time:
@@ -176,7 +174,7 @@ def _length(config: DictConfig, with_rounds: bool) -> Time:
 # what is done about them
 
 
-def run_missing(folder: Run, missing: Sequence[Search], workers: int | None, show: bool) -> None:
+def run_missing(folder: RunFolder, missing: Sequence[Search], workers: int | None, show: bool) -> None:
     """Carries out searches, a line for each that is finished.
 
     Args:
@@ -201,7 +199,7 @@ def run_missing(folder: Run, missing: Sequence[Search], workers: int | None, sho
         raise StoppedError(engine.signum, folder)
 
 
-def _failure(ended: Ended, folder: Run) -> str:
+def _failure(ended: Ended, folder: RunFolder) -> str:
     if ended.killed:
         return (
             f"a process was killed, perhaps for want of memory; go on with fewer: zerogate compare resume={folder} "
@@ -212,7 +210,7 @@ def _failure(ended: Ended, folder: Run) -> str:
 
 
 def _line(ended: Ended, report: Report) -> str:
-    result, seconds = read_result(ended.task.folder), int(report.seconds_left)
+    result, seconds = read_result(RunFolder(ended.task.folder).result), int(report.seconds_left)
     return (
         f"{ended.task.name}  test {result['test_accuracy']:.2%} with {result['remaining']:.1%} remaining  "
         f"{ended.seconds:.0f} s  about {seconds // 60}:{seconds % 60:02d} left"

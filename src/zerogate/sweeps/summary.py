@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,12 +13,10 @@ from zerogate.files import write
 from zerogate.report import figures
 from zerogate.report.text import markdown_table
 from zerogate.training.provenance import provenance_of
-from zerogate.training.run_folder import Run, write_csv, write_json
+from zerogate.training.run_folder import Result, RunFolder, read_result, write_csv, write_json
 
 FIGURES = ("test_accuracy", "val_accuracy", "remaining", "params", "macs", "epochs", "history")
 """What compare.json repeats of each search."""
-Result = Mapping[str, Any]
-"""What result.json of a search holds."""
 
 
 class Row(TypedDict):
@@ -37,7 +34,7 @@ class Row(TypedDict):
     epochs: float
 
 
-class ComparisonFolder(Run):
+class ComparisonFolder(RunFolder):
     """The folder of a comparison: a search's in each KIND_DENSITY_SEED, and what they come to."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,14 +45,8 @@ class ComparisonFolder(Run):
         """Every file of the comparison and of its searches."""
         files = [path for path in self.own.values() if path.exists()]
         for path in sorted(self.folder.glob("*_*_*/config.yaml")):
-            files += Run(path.parent).files()
+            files += RunFolder(path.parent).files()
         return super().files() + files
-
-
-def read_result(folder: Path) -> Result:
-    """What the finished search in a folder came to."""
-    result: Result = json.loads(Run(folder).result.read_text())
-    return result
 
 
 def summarise(
@@ -72,7 +63,7 @@ def summarise(
     alike: dict[tuple[str, float | None], list[Result]] = {}
     each: dict[str, dict[str, object]] = {}
     for name, kind, density in sorted(searches, key=lambda search: -(1.0 if search[2] is None else search[2])):
-        result = read_result(folder.folder / name)
+        result = read_result(RunFolder(folder.folder / name).result)
         alike.setdefault((kind, density), []).append(result)
         each[name] = {key: result[key] for key in FIGURES}
     rows = [average(kind, density, results) for (kind, density), results in alike.items()]

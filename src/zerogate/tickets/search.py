@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zerogate.checks import check_choice, check_whole
+from zerogate.checks import check_choice, check_whole, is_whole
 from zerogate.errors import CheckpointError, ZerogateError
 from zerogate.gates.gate import RESETS, Reset
 from zerogate.gates.pruners import Magnitude
@@ -104,7 +104,7 @@ class TicketSearch:
         self._begin()
 
     def _steps(self, name: str, value: int | str | Time, least: int = 1) -> int:
-        time = Time(epochs=value) if isinstance(value, int) and not isinstance(value, bool) else Time.of(value)  # type: ignore[arg-type]
+        time = Time(epochs=value) if is_whole(value, least=None) else Time.of(value)  # type: ignore[arg-type]
         if time.epochs and not self.steps_per_epoch:
             raise ZerogateError(f"{name}={time} is in epochs: give steps_per_epoch, the optimizer steps of one")
         steps = time.steps(self.steps_per_epoch or 0)

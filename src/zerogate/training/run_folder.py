@@ -121,6 +121,3 @@ class RunFolder:
     def save_config(self, config: DictConfig) -> None:
         """Write config.yaml, interpolations resolved."""
         write(self.config, OmegaConf.to_yaml(config, resolve=True).encode())
-
-
-Run = RunFolder  # as it was called, for one release

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zerogate.groups.graph.program import Arguments, Origin, Program, Value, source_meta
-from zerogate.modules.index import modules_by_name, named_tensors, put
+from zerogate.modules.index import modules_by_name, named_tensors, put, split_name
 from zerogate.modules.internals import (
     buffers_of,
     children_of,
@@ -62,7 +62,7 @@ class GraphModel(nn.Module):
         memo: dict[int, nn.Module] = {id(model): self}
         _mirror(model, self, memo)
         for name, tensor in _constants(program, program.constants, nullcontext()).items():
-            owner, _, attribute = name.rpartition(".")
+            owner, attribute = split_name(name)
             self.get_submodule(owner).register_buffer(attribute, tensor, persistent=False)
         holder, _, inside = ARGUMENTS.partition(".")
         self.add_module(holder, nn.Module())
@@ -84,7 +84,7 @@ class GraphModel(nn.Module):
             if node.op == "placeholder":
                 values[node] = next(leaves)
             elif node.op == "get_attr":
-                owner, _, attribute = str(node.target).rpartition(".")
+                owner, attribute = split_name(str(node.target))
                 values[node] = getattr(self.get_submodule(owner), attribute)
             else:
                 arguments = fx.node.map_arg(self.arguments_of(node), values.__getitem__)

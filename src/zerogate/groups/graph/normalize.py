@@ -15,7 +15,7 @@ from zerogate.groups.graph.input_sizes import GraphBuilder, InputSizes
 from zerogate.groups.graph.program import Program, source_meta
 from zerogate.groups.graph.source_lines import origins_of
 from zerogate.groups.ops import Family, spec_of
-from zerogate.modules.index import named_tensors
+from zerogate.modules.index import named_tensors, split_name
 from zerogate.modules.internals import (
     assert_in_graph,
     assert_metadata,
@@ -56,7 +56,7 @@ class GraphNormalizer:
         """Old node → the new one that gives its value."""
         self._names = {id(x): name for name, x in named_tensors(model)}
         """id of every tensor of the model → its name."""
-        self._taken = {path.rpartition(".")[2] for path in self._names.values()} | {*children_of(model)}
+        self._taken = {split_name(name)[1] for name in self._names.values()} | {*children_of(model)}
         self._constants: dict[str, Tensor] = {}
         self._read: dict[str, fx.Node] = {}
         """Name of a tensor → the node that reads it."""

@@ -35,11 +35,11 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_rate(value: object) -> bool:
-    return is_number(value) and value >= 0  # type: ignore[operator]  # a number, as is_number says
+    return is_number(value) and value >= 0
 
 
 def _is_positive(value: object) -> bool:
-    return is_number(value) and value > 0  # type: ignore[operator]
+    return is_number(value) and value > 0
 
 
 def _is_null(value: object) -> bool:

@@ -1,7 +1,7 @@
 """Names of what configurations point to: those that had another import path once, and those that records hash.
 
 A run that was configured before something moved goes on, and an override may still name the old path. Configurations name
-what is public, which does not move.
+what is public, which does not move; where a public name is replaced, its successor stands here as well.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ MOVED: Mapping[str, str] = {
     "zerogate.bench.pruned.pruned": "zerogate.bench.pruned_network",
     "zerogate.objective.Penalty": "zerogate.Penalty",
     "zerogate.target.Target": "zerogate.Target",
-    "zerogate.gates.Hard": "zerogate.Hard",
+    "zerogate.Hard": "zerogate.FixedGate",
+    "zerogate.gates.Hard": "zerogate.FixedGate",
     "zerogate.gates.HardConcrete": "zerogate.HardConcrete",
     "zerogate.gates.SoftMask": "zerogate.SoftMask",
-    "zerogate.gates.hard.Hard": "zerogate.Hard",
+    "zerogate.gates.hard.Hard": "zerogate.FixedGate",
     "zerogate.gates.hard_concrete.HardConcrete": "zerogate.HardConcrete",
     "zerogate.gates.soft_mask.SoftMask": "zerogate.SoftMask",
     "zerogate.baselines.Magnitude": "zerogate.Magnitude",
@@ -36,7 +37,7 @@ MOVED: Mapping[str, str] = {
     "zerogate.models.vgg.VGG16": "zerogate.models.VGG16",
     "zerogate.models.vgg.vgg16": "zerogate.models.vgg16",
 }
-"""Old import path → public name."""
+"""Old import path, or public name of before → public name."""
 
 # The digests of records are of the paths that their tables named when they were run.
 _RECORDED = {MOVED[old]: old for old in ("zerogate.rates.drops", "zerogate.bench.networks.narrow")}
