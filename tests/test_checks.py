@@ -42,3 +42,8 @@ def test_choices_and_ways_out_are_said() -> None:
         check_choice("reset", "other", ("paper", "code"))
     with pytest.raises(ZerogateError, match=r"at least 1, or None, got 0; leave it out$"):
         check_whole("every", 0, optional=True, way_out="leave it out")
+
+
+def test_whole_numbers_of_any_size_and_of_a_least_one() -> None:
+    assert is_whole(0, least=0) and not is_whole(-1, least=0)
+    assert [is_whole(value, least=None) for value in (-8, 0, False, 2.5)] == [True, True, False, False]

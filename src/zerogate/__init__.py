@@ -29,7 +29,7 @@ from zerogate.tickets.time import Time
 from zerogate.training.lr_schedules import drops
 
 Hard = FixedGate
-"""The name of `FixedGate` before 0.2; goes with the release after that."""
+"""The name of `FixedGate` before 0.2, for one release."""
 
 __all__ = [
     "CheckpointError",

@@ -62,7 +62,7 @@ def sparsify(
         gate: the kind of gate; default ``HardConcrete()``.
         unit: ``"channel"`` (of convolutions; neurons of linear layers), ``"head"`` (of attention; heads that share keys
             and values are one), or a set of both: removed physically. ``"weight"``: weights become zero, shapes stay.
-        objective: default ``Penalty(1.0)``; or a ``Target``, the share of parameters or MACs that may be left.
+        objective: default ``Penalty(1.0)``; or a ``Target``, the share of parameters, MACs or gates that may be left.
         per_example: a draw for every example, multiplied into activations; default one draw, multiplied into weights.
         gate_inputs: also gate the network's inputs (feature selection); compaction then selects inputs first.
         include: patterns (as in ``fnmatch``) of layers whose output channels may go; default all. Channels that belong
@@ -77,7 +77,8 @@ def sparsify(
 
     Raises:
         WatchError: the model rejects the inputs, cannot be copied or exported, or has nothing to remove.
-        ZerogateError: the model has gates already, an argument is out of range, or a target cannot be reached.
+        ZerogateError: the model has gates already, an argument is out of range, a target cannot be reached, or a
+            ``Magnitude`` knows neither a density nor a target.
     """
     kind = _unit(unit)
     _check_arguments(model, gate, objective)

@@ -162,8 +162,8 @@ class Magnitude(Pruner):
         if budget is None and self.density is not None:
             return self.density
         raise ZerogateError(
-            f"Magnitude takes a density or a Target, one of the two, got density={self.density} and "
-            f"{'a target' if budget is not None else 'none'}"
+            "Magnitude takes a density or a Target, one of the two, got "
+            + ("no density and no target" if budget is None else f"density={self.density} and a target")
         )
 
     def pruned_to(
