@@ -30,7 +30,7 @@ BAD_OVERRIDES = [
     (["model._target_=zerogate.models.nope"], "zerogate.models.nope"),
     (["model._target_=builtins.dict"], "makes a dict"),
     (["+model.depth=3"], "unexpected keyword argument 'depth'"),
-    (["model.width=0"], "width is 0"),
+    (["model.width=0"], "width must be a whole number of at least 1, got 0"),
     (["model.num_classes=3"], "set model.num_classes=10"),
     (["model=lenet5"], "no such key 'model.width'"),
     (["objective.weight=-1"], "-1"),

@@ -200,7 +200,7 @@ def weight_batches(placements: Sequence[Placement], names: Sequence[str], units:
 
 
 def _batch(placements: Sequence[Placement], names: Sequence[str], units: int) -> WeightBatch:
-    slots, chunks, owners, start = [], [], [], 0
+    slots, owners, firsts, lengths, start = [], [], [], [], 0
     single = all(p.dim is None for p in placements)
     for p in placements:
         stride, each = _channel_strides(p.shape, p.dim)
@@ -208,14 +208,16 @@ def _batch(placements: Sequence[Placement], names: Sequence[str], units: int) ->
         if p.dim is None:
             start += len(p.units)
         else:
-            owners.append(p.units.repeat_interleave(each))
-            chunks.append(torch.arange(len(owners[-1])) + start // CHUNK)
-            start += len(owners[-1]) * CHUNK
+            channels = len(p.units)
+            owners.append(p.units)
+            firsts.append(torch.arange(channels) * each + start // CHUNK)
+            lengths.append(torch.full((channels,), each))
+            start += channels * each * CHUNK
     index = torch.cat([p.units for p in placements])
     straight = len(index) == units and bool((index == torch.arange(units)).all())
     by_unit = bags = None
     if not single or not straight:
-        by_unit, bags = _bags(torch.cat(chunks), torch.cat(owners), units)
+        by_unit, bags = _bags(torch.cat(owners), torch.cat(firsts), torch.cat(lengths), units)
     return WeightBatch(
         slots,
         [len(p.units) for p in placements],
@@ -239,8 +241,18 @@ def _channel_strides(shape: tuple[int, ...], dim: int | None) -> tuple[tuple[int
     return tuple(stride), each
 
 
-def _bags(chunks: Tensor, owners: Tensor, units: int) -> tuple[Tensor, Tensor]:
-    """Chunks in the order of the units that own them, those without one (−1) left out, and where each unit's begin."""
-    order = owners.argsort(stable=True)[int((owners < 0).sum()) :]
-    counts = torch.bincount(owners[order], minlength=units)
-    return chunks[order], torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
+def _bags(owners: Tensor, firsts: Tensor, lengths: Tensor, units: int) -> tuple[Tensor, Tensor]:
+    """Chunks in the order of the units that own them, and where each unit's begin.
+
+    Args:
+        owners: the unit of each channel, or −1 where it has none: its chunks are left out.
+        firsts: the first chunk of each channel.
+        lengths: how many chunks each channel has; they follow each other.
+        units: how many units there are.
+    """
+    order = owners.argsort(stable=True)[int((owners < 0).sum()) :]  # of channels: chunks are many more
+    owners, firsts, lengths = owners[order], firsts[order], lengths[order]
+    before = lengths.cumsum(0) - lengths
+    chunks = (firsts - before).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
+    counts = lengths.new_zeros(units).index_add(0, owners, lengths)
+    return chunks, counts.cumsum(0) - counts
