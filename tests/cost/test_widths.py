@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -135,7 +135,7 @@ def test_gradient_of_a_wide_group() -> None:
         assert p.grad[u].item() == pytest.approx(5 * (others * widths.diff()).sum().item(), abs=1e-10)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.integers(0, 10**9), st.integers(1, 6), st.integers(1, 8))
 def test_cost_is_the_count_of_what_is_kept(seed: int, m: int, r: int) -> None:
     torch.manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import zerogate as zg
@@ -45,22 +45,19 @@ def check(family: str, seed: int) -> None:
         assert cost.macs == layer_macs(small, x)
 
 
-slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
-
-
-@settings(max_examples=220, **slow)
+@settings(max_examples=220, derandomize=True)
 @given(st.integers(0, 10**9))
 def test_feature_maps(seed: int) -> None:
     check("maps", seed)
 
 
-@settings(max_examples=160, **slow)
+@settings(max_examples=160, derandomize=True)
 @given(st.integers(0, 10**9))
 def test_sequences(seed: int) -> None:
     check("sequences", seed)
 
 
-@settings(max_examples=120, **slow)
+@settings(max_examples=120, derandomize=True)
 @given(st.integers(0, 10**9))
 def test_feature_maps_that_become_sequences(seed: int) -> None:
     check("patches", seed)

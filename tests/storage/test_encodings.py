@@ -46,7 +46,7 @@ def back(x: Tensor) -> Tensor:
     return x if encoded is None else decode(encoded, x.shape)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     dtype=st.sampled_from(DTYPES),
     shape=st.lists(st.integers(0, 9), max_size=4).map(tuple) | st.tuples(st.integers(200, 900)),

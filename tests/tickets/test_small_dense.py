@@ -19,7 +19,7 @@ def params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.floats(0.02, 1.0))
 def test_it_has_as_many_parameters_as_one_channel_allows(share: float) -> None:
     model = Residual(width=16)
