@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import zerogate as zg
 from support import Residual
 
 X = (4, 2, 5, 5)
@@ -35,6 +36,16 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in [*sys.modules.items()]:
         if name.startswith("zerogate.") and hasattr(module, "must_stay_traceable"):
             monkeypatch.setattr(module, "must_stay_traceable", lambda: True)
+
+
+def loss_and_gradients(sparse: zg.Sparsified, model: nn.Module, x: Tensor) -> list[Tensor | None]:
+    """A loss of one draw, and its gradients by the logits and by every parameter; the same each time."""
+    with torch.no_grad():
+        sparse.logits.uniform_(-2, 2)
+    torch.manual_seed(1)
+    loss = model(x).square().sum() + sparse.loss()
+    loss.backward()
+    return [loss.detach(), sparse.logits.grad, *(p.grad for p in model.parameters())]
 
 
 class Twice(nn.Module):

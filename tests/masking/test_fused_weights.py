@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zerogate as zg
-from gated_networks import MODELS, Twice, X, plainly
+from gated_networks import MODELS, Twice, X, loss_and_gradients, plainly
 from support import Residual
 from zerogate.gates import fused
 from zerogate.masking.fused_weights import CHUNK, MaskWeights, weight_batches
@@ -28,7 +28,7 @@ def test_closed_forms_are_the_plain_ops(
 ) -> None:
     """The same losses and gradients for the same draw."""
     make, shape = MODELS[name]
-    found: list[list[Any]] = []
+    found: list[list[Tensor | None]] = []
     for plain in (False, True):
         with monkeypatch.context() as patch:
             if plain:
@@ -44,12 +44,7 @@ def test_closed_forms_are_the_plain_ops(
             sparse.logits.requires_grad_(learns not in ("weights", "some"))
             if isinstance(sparse.gate, zg.SoftMask):
                 sparse.gate.temperature.fill_(1.7)
-            with torch.no_grad():
-                sparse.logits.uniform_(-2, 2)
-            torch.manual_seed(1)
-            loss = model(x).square().sum() + sparse.loss()
-            loss.backward()
-            found.append([loss.detach(), sparse.logits.grad, *(p.grad for p in model.parameters())])
+            found.append(loss_and_gradients(sparse, model, x))
     for a, b in zip(*found, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
