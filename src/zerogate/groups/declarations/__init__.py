@@ -1,0 +1,1 @@
+"""Declarations of torch's own ops; `groups.ops` gathers them."""
