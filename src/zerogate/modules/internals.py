@@ -134,6 +134,14 @@ def schema_of(op: object) -> Any:
     return getattr(op, "_schema", None)
 
 
+def is_composite(op: Any) -> bool:
+    """Whether torch itself runs an op as other ops, on every device: ``op.decompose`` then runs these."""
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    except RuntimeError:  # an op that is defined in Python alone
+        return False
+
+
 def is_op(target: object) -> bool:
     """Whether the target of a node is an ATen op."""
     return isinstance(target, torch._ops.OpOverload)

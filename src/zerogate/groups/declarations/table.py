@@ -1,8 +1,9 @@
 """The table of ops: `OPS` holds one declaration for every op that a forward can run.
 
 A declaration states an op's family, which says what happens to the labels of its operands, and the few facts that set it
-apart within the family. Rules, tracing, trial runs and exported graphs all ask here. An op that is declared nowhere freezes
-the labels that enter it, unless torch tags it as pointwise.
+apart within the family. Rules, tracing, trial runs and exported graphs all ask here. An op that is declared nowhere is
+pointwise if torch tags it so; it is followed through the ops that it consists of, where torch itself runs it as these; any
+other freezes the labels that enter it.
 
 The other files of this folder declare torch's own ops. Import all of it from `groups.ops`, which has read them.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from zerogate.groups.arguments import AtenOp
+from zerogate.modules.internals import is_composite
 
 
 class Family(Enum):
@@ -60,6 +62,8 @@ class OpSpec:
     """It writes into its first operand, and returns it; its name ends in "_"."""
     pointwise: bool = False
     """Its family is `Family.POINTWISE`, or torch itself tags it so."""
+    composite: bool = False
+    """It is declared nowhere, and torch runs it as other ops: these are followed in its place."""
     sizes: tuple[str, ...] = ()
     """Arguments that state sizes, or numbers of groups: they must follow the channels that are kept."""
     only_sizes: bool = False
@@ -130,5 +134,6 @@ def _spec_of(func: AtenOp) -> OpSpec:
     spec = OPS.get(name)
     tagged = torch.Tag.pointwise in func.tags
     if spec is None:
-        return OpSpec(name, Family.POINTWISE if tagged else Family.OTHER, pointwise=tagged)
+        composite = not tagged and is_composite(func)
+        return OpSpec(name, Family.POINTWISE if tagged else Family.OTHER, pointwise=tagged, composite=composite)
     return replace(spec, pointwise=True) if tagged else spec

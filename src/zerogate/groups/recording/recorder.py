@@ -205,7 +205,7 @@ class Recorder:
             if rule is not None and (labelled or op.spec.makes_channels):
                 return rule(op)
             if labelled:
-                raise Freeze(f"{op.name} has no rule")
+                raise Freeze(f"{self.tracer.composite or op.name} has no rule")
             self._follow_parameters(op)
         except Freeze as reason:
             self._freeze_all(op, str(reason))

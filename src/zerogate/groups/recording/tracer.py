@@ -63,6 +63,8 @@ class Tracer(TorchDispatchMode):
         self.node = ""
         """Where the model is an exported graph: the node that runs. The graph sets it, `line` and the innermost
         module."""
+        self.composite = ""
+        """The composite op that is running, the outermost of them."""
         self.line: Place | None = None
         """Where the model is an exported graph: the line of the user's code that the node comes from."""
         self._shapes = ShapeCache() if shapes is None else shapes
@@ -95,6 +97,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: AtenOp, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
+        if spec_of(func).composite:
+            return self._by_parts(func, args, kwargs)
         self.listener.before(func, args, kwargs)
         tensors = tensors_among(args)
         if kwargs:
@@ -108,6 +112,17 @@ class Tracer(TorchDispatchMode):
             out = self._without_data(func, args, kwargs, tensors)
         self.listener.visit(func, args, kwargs, tensors, out)
         return out
+
+    def _by_parts(self, func: AtenOp, args: Args, kwargs: Kwargs) -> Any:
+        """Runs a composite op as the ops that it consists of; the listener is told of these."""
+        outermost = not self.composite
+        self.composite = self.composite or spec_of(func).name
+        try:
+            with self:
+                return func.decompose(*args, **kwargs)
+        finally:
+            if outermost:
+                self.composite = ""
 
     def _without_data(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Any:
         spec = spec_of(func)
