@@ -108,6 +108,7 @@ class Structure:
         attention: `nn.MultiheadAttention` modules with heads that can go → how they are called.
         reasons: tensors that some op reads in a way that cannot be followed → why.
         unit_of: unit of each label, −1 for those that stay.
+        set_by_forward: names of attributes, as ``path.attribute``, that state sizes and that a run of the model has set.
     """
 
     axes: dict[Axis, Tensor]
@@ -120,6 +121,7 @@ class Structure:
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     unit_of: Tensor = field(default_factory=lambda: torch.full((1,), -1))
+    set_by_forward: frozenset[str] = frozenset()
 
     @property
     def units(self) -> int:

@@ -29,7 +29,7 @@ def compact(deployed: Deployed, optimizer: Optimizer | None = None, ema: nn.Modu
     plan = deployed.plan()
     difference = verify(deployed, plan)
     small = deployed.folded().cut(plan)
-    description = deployed.cuttable.describe(plan, small)
+    description = deployed.cuttable.describe(plan, small, deployed.structure.set_by_forward)
     description["difference"] = difference
     small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values: no tensor and no module
     carry(deployed, plan, small, optimizer, ema)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
@@ -48,8 +48,10 @@ class Cuttable(Protocol):
     def cut_tensors(self, tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         """What a plan leaves of tensors in the shapes of the parameters, by their names in the compacted network."""
 
-    def describe(self, plan: Plan, small: nn.Module) -> StoredPlan:
-        """What `zerogate.save` writes of a plan and the network ``small`` that it made; empty for what it does not save."""
+    def describe(self, plan: Plan, small: nn.Module, set_by_forward: Collection[str] = ()) -> StoredPlan:
+        """What `zerogate.save` writes of a plan and the network ``small`` that it made; empty for what it does not save.
+
+        ``set_by_forward``: see `describe_plan`."""
 
 
 class ClassModel:
@@ -82,8 +84,8 @@ class ClassModel:
             twin = copy_with(self.module, _in_place_of_parameters(tensors))
         return _parameters(cut(twin, plan))
 
-    def describe(self, plan: Plan, small: nn.Module) -> StoredPlan:
-        return describe_plan(plan, self.module, small)
+    def describe(self, plan: Plan, small: nn.Module, set_by_forward: Collection[str] = ()) -> StoredPlan:
+        return describe_plan(plan, self.module, small, set_by_forward)
 
 
 class ExportedModel:
@@ -123,7 +125,7 @@ class ExportedModel:
     def cut_tensors(self, tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         return _parameters(cut(copy_with(self.whole, _in_place_of_parameters(tensors)), plan))
 
-    def describe(self, plan: Plan, small: nn.Module) -> StoredPlan:
+    def describe(self, plan: Plan, small: nn.Module, set_by_forward: Collection[str] = ()) -> StoredPlan:
         return {}
 
 

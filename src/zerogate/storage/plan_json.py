@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import TypedDict
 
@@ -16,12 +16,12 @@ from zerogate.checks import is_whole
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CheckpointError
 from zerogate.modules.index import join_name, modules_by_name, named_tensors, tied_names, transient_buffers
+from zerogate.modules.stated_sizes import Size, set_by_forwards, size_of, stated_sizes
 
 PLAN_VERSION = 2
-PLAN_KEYS = ("version", "dense", "steps", "result", "difference")
+PLAN_KEYS = ("version", "dense", "set_by_forward", "steps", "result", "difference")
 """The keys of a `StoredPlan`, in the order in which they are written."""
 
-Size = int | list[int]
 Architecture = dict[str, str | Size]
 """See `architecture`."""
 
@@ -45,7 +45,9 @@ class StoredPlan(TypedDict, total=False):
     version: int
     """`PLAN_VERSION` of the zerogate that compacted it."""
     dense: Architecture
-    """The network that was dense at the very beginning."""
+    """The network that was dense at the very beginning, without what its forward sets."""
+    set_by_forward: list[str]
+    """Names of attributes, as ``path.attribute``, that its forward sets; older files do not have it."""
     steps: list[StoredStep]
     """What each compaction left, the first one first."""
     result: str
@@ -54,25 +56,38 @@ class StoredPlan(TypedDict, total=False):
     """Measured between the gated and the compacted network, relative to the largest output."""
 
 
-def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module) -> StoredPlan:
+def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module, set_by_forward: Collection[str] = ()) -> StoredPlan:
     """A plan as JSON values, with the network it applies to.
 
     Where the dense network is itself what an earlier compaction returned, the earlier steps come first: the file is
     then read with the network that was dense at the very beginning.
+
+    Args:
+        plan: by which the small network was cut from the dense one.
+        dense, small: the two networks.
+        set_by_forward: attributes that a run of the dense network has set, besides those that its forwards name.
     """
+    not_made = {*set_by_forward, *set_by_forwards(dense)}
     before = getattr(dense, "zerogate_plan", None)
     if not isinstance(before, dict) or before.get("result") != layout(dense):
-        before = {"dense": architecture(dense), "steps": []}
+        made = {name: part for name, part in architecture(dense).items() if name not in not_made}
+        before = {"dense": made, "steps": []}
+    not_made.update(before.get("set_by_forward", ()))
     transient = transient_buffers(dense)  # stored as they are in the end, a dense network may not have them yet
     step: StoredStep = {
         "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items() if name not in transient],
         "select": [[layer, dim, indices.tolist()] for layer, (dim, indices) in plan.select.items()],
-        "attributes": [[module, attribute, value] for (module, attribute), value in plan.attributes.items()],
+        "attributes": [
+            [module, attribute, value]
+            for (module, attribute), value in plan.attributes.items()
+            if join_name(module, attribute) not in not_made
+        ],
         "attention": plan.attention,
     }
     return {
         "version": PLAN_VERSION,
         "dense": before["dense"],
+        "set_by_forward": sorted(not_made),
         "steps": [*before["steps"], step],
         "result": layout(small),
     }
@@ -89,9 +104,8 @@ def architecture(model: nn.Module, attributes: bool = True) -> Architecture:
     transient = transient_buffers(model)
     for prefix, module in modules_by_name(model).items():
         parts[prefix] = type(module).__name__
-        for name, value in vars(module).items() if attributes else ():
-            if not name.startswith("_") and (size := _size(value)) is not None:
-                parts[join_name(prefix, name)] = size
+        if attributes:
+            parts |= {join_name(prefix, name): size for name, size in stated_sizes(module).items()}
     tensors = dict(named_tensors(model))
     for first, names in tied_names(model).items():
         if first not in transient:
@@ -109,15 +123,16 @@ def layout(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def first_difference(written: object, model: nn.Module) -> str | None:
-    """Where a network is not the one of which `architecture` was written; None if it is.
+def first_difference(written: object, model: nn.Module, set_by_forward: Collection[str] = ()) -> str | None:
+    """Where a network is not the one of which `architecture` was written; None if it is. What its forward sets, and what
+    is named as set so, is not compared.
 
     Raises `CheckpointError` where nothing of the kind was written."""
     if not isinstance(written, dict):
         raise CheckpointError("does not say from which network it was cut")
-    here = architecture(model)
+    here, not_made = architecture(model), {*set_by_forward, *set_by_forwards(model)}
     for path in [*here, *written]:
-        if written.get(path) != here.get(path):
+        if path not in not_made and written.get(path) != here.get(path):
             there, now = (short(x[path]) if path in x else "absent" for x in (written, here))
             return f"{path[:200] or 'the network'} is {there} in the file and {now} in it"
     return None
@@ -163,7 +178,7 @@ def _read_attributes(rows: object, modules: Mapping[str, nn.Module]) -> dict[tup
     attributes: dict[tuple[str, str], Size] = {}
     for name, attribute, value in _triples(rows, "attributes"):
         stated = vars(modules[name]).get(attribute) if name in modules and isinstance(attribute, str) else None
-        now, then = _size(stated), _size(value)
+        now, then = size_of(stated), size_of(value)
         if now is None or then is None or _length(now) != _length(then):
             where = f"{short(attribute)} of {short(name)}"
             raise CheckpointError(f"holds a plan that sets {where} to {short(value)}, where it is {short(stated)}")
@@ -199,14 +214,6 @@ def _indices(value: object, size: int, what: str) -> Tensor:
     if any(a >= b for a, b in pairwise(value)) or (value and not 0 <= value[0] <= value[-1] < size):
         raise CheckpointError(f"holds a plan whose {what} is not ascending within 0 … {size - 1}")
     return torch.tensor(value, dtype=torch.int64)
-
-
-def _size(value: object) -> Size | None:
-    """An int, or the ints in a tuple or list, as JSON has them; None for anything else."""
-    if isinstance(value, (tuple, list)):
-        sizes = [v for v in value if is_whole(v, least=None)]
-        return sizes if value and len(sizes) == len(value) else None
-    return value if is_whole(value, least=None) else None
 
 
 def _length(size: Size) -> int | None:

@@ -30,7 +30,7 @@ def restore(model: nn.Module, header: Header, tensors: Mapping[str, Tensor]) -> 
     Raises `CheckpointError`, which does not name the file, where they do not belong together. A header that was made up
     may make it raise anything else.
     """
-    difference = first_difference(header.get("dense"), model)
+    difference = first_difference(header.get("dense"), model, _names(header.get("set_by_forward", [])))
     if difference is not None:
         raise CheckpointError(
             f"was cut from another architecture than the {type(model).__name__} that make_model returns: {difference}; "
@@ -93,6 +93,13 @@ def _put_unregistered(model: nn.Module, header: Header, tensors: Mapping[str, Te
             raise CheckpointError(f"does not hold {short(name)}, which its plan promises")
         if tuple(path) in places:  # else a cache: what a fresh network lacks, it makes when it needs it
             replace(model, tuple(path), tensor)
+
+
+def _names(value: object) -> list[str]:
+    """A list of names. Raises `CheckpointError` for anything else."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError("holds a plan whose set_by_forward is not a list of names")
+    return value
 
 
 def _entry(header: Header, key: str, kind: type[T]) -> T:

@@ -122,6 +122,8 @@ class Recording:
     module_inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     """Module → labels of what it was last called with."""
     moved_parameters: list[MovedParameter] = field(default_factory=list)
+    set_by_forward: set[str] = field(default_factory=set)
+    """Attributes that state sizes, as ``path.attribute``, and that the run has set."""
     twin: nn.Module | None = None
     """A copy as it was before the run, to cut and run again; None where it would hold data: it is copied again when it
     is needed."""

@@ -19,6 +19,7 @@ from zerogate.groups.recording.twin import twin_of
 from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import modules_by_name, named_tensors
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
+from zerogate.modules.stated_sizes import SizesSet
 
 
 def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Recording:
@@ -47,7 +48,7 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Re
 def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Recording:
     twin = twin_of(model, meta)
     untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
-    recorder = Recorder(twin, inputs, label_inputs, meta)
+    recorder, sizes_set = Recorder(twin, inputs, label_inputs, meta), SizesSet(twin)
     with torch.inference_mode(), recorder.tracer:
         outputs = tensors_of(call(twin, recorder.inputs))
     if not outputs:
@@ -57,7 +58,7 @@ def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) ->
         )
     recorder.freeze_outputs(outputs)
     recording = recorder.finish()
-    recording.twin = untouched
+    recording.twin, recording.set_by_forward = untouched, sizes_set.names(twin)
     for name, module in modules_by_name(twin).items():
         if isinstance(module, Attention) and module.called:
             recording.attention[name] = dict(module.called)
