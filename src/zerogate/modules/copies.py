@@ -13,21 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zerogate.modules.index import named_tensors
+from zerogate.modules.index import modules_by_name, named_tensors
 from zerogate.modules.internals import buffers_of, parameters_of
+from zerogate.modules.rebinding import Memo, Rebinding, refers_to_anything
 
 T = TypeVar("T")
-Memo = dict[int, Any]
-"""What `copy.deepcopy` keeps: the id of an original → its copy, or whatever is to stand in its place."""
 
 _META = torch.device("meta")
 
 
 def deep_copy(value: T, memo: Memo | None = None) -> T:
     """`copy.deepcopy` that also takes results of a computation, which modules keep for a picture or a loss: the copy has
-    their values and is no part of their graph."""
+    their values and is no part of their graph. Functions that the modules hold refer to the copy, see `Rebinding`."""
+    memo = {} if memo is None else memo
     with WithoutGraph():
-        return copy.deepcopy(value, memo)
+        copied = copy.deepcopy(value, memo)
+        if isinstance(copied, nn.Module):
+            rebinding = Rebinding(memo)
+            for module in modules_by_name(copied).values():
+                rebinding.mend(vars(module))
+    return copied
 
 
 def copy_with(model: nn.Module, instead: Callable[[str, Tensor], Tensor]) -> nn.Module:
@@ -85,17 +90,26 @@ class WithoutGraph(TorchFunctionMode):
 def quick_copy(module: nn.Module, memo: Memo | None = None) -> nn.Module:
     """`deep_copy` of a module, several times as fast: `copy.deepcopy` spends most of its time on the many empty dicts of
     a module."""
+    memo, to_rebind = {} if memo is None else memo, list[tuple[dict[str, Any], str]]()
     with WithoutGraph():
-        return _quick_copy(module, {} if memo is None else memo)
+        copied = _quick_copy(module, memo, to_rebind)
+        if to_rebind:
+            rebinding = Rebinding(memo)
+            for own, name in to_rebind:
+                own[name] = rebinding.in_copy(own[name])
+    return copied
 
 
-def _quick_copy(module: nn.Module, memo: Memo) -> nn.Module:
+def _quick_copy(module: nn.Module, memo: Memo, to_rebind: list[tuple[dict[str, Any], str]]) -> nn.Module:
+    """A copy, in which attributes that may hold functions are yet to be rebound: (``__dict__``, name) of each is added."""
     if id(module) in memo:
         known: nn.Module = memo[id(module)]
         return known
     kind = type(module)
     if not _copied_plainly(kind):  # type: ignore[arg-type]
-        return copy.deepcopy(module, memo)
+        whole = copy.deepcopy(module, memo)
+        to_rebind += [(vars(m), name) for m in modules_by_name(whole).values() for name in vars(m)]
+        return whole
     twin = kind.__new__(kind)
     memo[id(module)] = twin
     own = twin.__dict__
@@ -106,11 +120,16 @@ def _quick_copy(module: nn.Module, memo: Memo) -> nn.Module:
         elif of in _HOLDERS and not value:
             own[name] = of()
         elif name == "_modules":
-            own[name] = {n: child if child is None else _quick_copy(child, memo) for n, child in value.items()}
+            own[name] = {
+                n: child if child is None else _quick_copy(child, memo, to_rebind) for n, child in value.items()
+            }
         elif name in ("_parameters", "_buffers"):
             own[name] = {n: memo[id(x)] if id(x) in memo else copy.deepcopy(x, memo) for n, x in value.items()}
+        elif of is FunctionType and not refers_to_anything(value):
+            own[name] = value
         else:
             own[name] = copy.deepcopy(value, memo)
+            to_rebind.append((own, name))
     return twin
 
 
@@ -125,6 +144,5 @@ def _copied_plainly(kind: type[nn.Module]) -> bool:
     return owner.__module__.startswith("torch.nn.modules.") and owner is not nn.RNNBase
 
 
-_ATOMS = {int, float, bool, str, type(None), type, torch.dtype, torch.device, torch.Size}
-_ATOMS |= {FunctionType, BuiltinFunctionType}
+_ATOMS = {int, float, bool, str, type(None), type, torch.dtype, torch.device, torch.Size, BuiltinFunctionType}
 _HOLDERS = {dict, OrderedDict, set}

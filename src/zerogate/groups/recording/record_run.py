@@ -18,6 +18,7 @@ from zerogate.groups.recording.recorder import Recorder
 from zerogate.groups.recording.twin import twin_of
 from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import modules_by_name, named_tensors
+from zerogate.modules.internals import storage_key
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
 from zerogate.modules.stated_sizes import SizesSet
 
@@ -49,6 +50,7 @@ def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) ->
     twin = twin_of(model, meta)
     untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
     recorder, sizes_set = Recorder(twin, inputs, label_inputs, meta), SizesSet(twin)
+    recorder.tracer.originals = {storage_key(x): name for name, x in named_tensors(model) if not x.is_meta}
     with torch.inference_mode(), recorder.tracer:
         outputs = tensors_of(call(twin, recorder.inputs))
     if not outputs:

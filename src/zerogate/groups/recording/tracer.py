@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zerogate.errors import WatchError
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, Place, map_arguments, takes_device, tensors_among
 from zerogate.groups.code_lines import is_internal, located
 from zerogate.groups.graph.graph_model import GraphModel
@@ -28,7 +29,7 @@ from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.groups.recording.tensor_maps import TensorMap, tensor_map
 from zerogate.groups.rules.protocol import UnknownValue
 from zerogate.modules.index import modules_by_name
-from zerogate.modules.internals import frames_above
+from zerogate.modules.internals import frames_above, storage_key
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
@@ -58,6 +59,8 @@ class Tracer(TorchDispatchMode):
     def __init__(self, listener: Listener, meta: bool, shapes: ShapeCache | None = None) -> None:
         super().__init__()
         self.listener, self.meta = listener, meta
+        self.originals: dict[int, str] = {}
+        """`storage_key` of each tensor of the model that the one which runs was copied from → its name."""
         self.stack: list[str] = []
         """Modules whose forwards are running, from the outermost to the innermost."""
         self.node = ""
@@ -104,9 +107,11 @@ class Tracer(TorchDispatchMode):
         if kwargs:
             tensors += tensors_among(kwargs)
         if not self.meta:
+            self._check_own(tensors)
             out = func(*args, **kwargs)
         else:
             if any(not x.is_meta for x in tensors):
+                self._check_own(tensors)
                 args, kwargs = map_arguments(args, self._values.stand_in), map_arguments(kwargs, self._values.stand_in)
                 tensors = tensors_among((args, kwargs))
             out = self._without_data(func, args, kwargs, tensors)
@@ -123,6 +128,16 @@ class Tracer(TorchDispatchMode):
         finally:
             if outermost:
                 self.composite = ""
+
+    def _check_own(self, tensors: list[Tensor]) -> None:
+        """Raises `WatchError` where a copy reads what belongs to the model that it was made from."""
+        for x in tensors if self.originals else ():
+            name = self.originals.get(storage_key(x))
+            if name is not None:
+                raise WatchError(
+                    f"{self.where(f'copies of the model go on reading {name} of the original')}; let the forward reach it "
+                    "through self, not through a global name or a class"
+                )
 
     def _without_data(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> Any:
         spec = spec_of(func)
