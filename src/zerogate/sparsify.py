@@ -10,12 +10,14 @@ from __future__ import annotations
 import fnmatch
 import gc
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 from torch import nn
 
 from zerogate.checks import is_whole
+from zerogate.compaction.cuttable import cuttable_of
+from zerogate.compaction.first_compaction import refused_groups
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
@@ -24,7 +26,7 @@ from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.units import UnitFilter
 from zerogate.masking.attachment import is_gated
-from zerogate.masking.unit import WEIGHT, Options, Slices, Unit
+from zerogate.masking.unit import WEIGHT, Layout, Options, Slices, Unit
 from zerogate.modules.index import modules_by_name
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
@@ -49,6 +51,7 @@ def sparsify(
     min_channels: int = 1,
     round_to: int = 1,
     keep_class: bool = True,
+    verify: bool = True,
 ) -> Sparsified:
     """Attaches gates to a model, in place, and returns the handle that trains, counts and compacts them.
 
@@ -74,6 +77,7 @@ def sparsify(
             adds nothing to the outputs.
         keep_class: False lets compaction return a `torch.fx.GraphModule`, by `torch.export`, that computes what the model
             does in evaluation mode; channels then also go where the forward has their number as a literal.
+        verify: compact a copy at random and compare it with the model, in float64, before gates are attached.
 
     Raises:
         WatchError: the model rejects the inputs, cannot be copied or exported, or has nothing to remove.
@@ -85,12 +89,16 @@ def sparsify(
     _check_combination(kind, per_example, gate_inputs, include is not None, keep_class)
     allowed = _allowed(model, kind, include, exclude)
     graph = None if keep_class else exported(model, example_inputs)
-    with _without_collector():
-        structure = _structure(model, example_inputs, kind, graph, allowed, gate_inputs, round_to)
     options = Options(frozenset(allowed.exclude), min_channels, round_to)
-    layout = kind.layout(structure, dict(model.named_parameters()), options)
+    with _without_collector():
+        layout = kind.layout(
+            _structure(model, example_inputs, kind, graph, allowed, gate_inputs, round_to),
+            dict(model.named_parameters()),
+            options,
+        )
+        layout = _compactable(model, example_inputs, graph, layout, options) if verify else layout
     if not layout.units:
-        raise WatchError(_nothing_to_remove(model, structure))
+        raise WatchError(_nothing_to_remove(model, layout.structure))
     gate = HardConcrete() if gate is None else gate
     objective = Penalty() if objective is None else objective
     return Sparsified(model, example_inputs, layout, gate, objective, per_example=per_example, graph=graph)
@@ -110,6 +118,18 @@ def _structure(
         return find_layers(model, inputs, allowed.exclude)
     multiple = round_to if is_whole(round_to) else 1  # an option out of range is refused where costs are counted
     return find_groups(model, inputs, allowed, label_inputs=label_inputs, multiple=multiple, graph=graph)
+
+
+def _compactable(
+    model: nn.Module, inputs: Inputs, graph: GraphModel | None, layout: Layout, options: Options
+) -> Layout:
+    """The layout of those groups that a compaction at random can remove."""
+    if not layout.units or not layout.unit.changes_shapes:
+        return layout
+    refused = refused_groups(cuttable_of(model, inputs, graph, nullcontext), inputs, layout)
+    if not refused:
+        return layout
+    return layout.unit.layout(layout.structure.without(refused), dict(model.named_parameters()), options)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -126,6 +127,38 @@ class Structure:
     @property
     def units(self) -> int:
         return self.groups[-1].slice.stop if self.groups else 0
+
+    def without(self, refused: Mapping[str, str]) -> Structure:
+        """The structure in which all units of these groups, by their names, stay for the reasons given."""
+        groups, renumbered, start = [], torch.full((self.units + 1,), -1), 0  # the last place is that of −1
+        for group in self.groups:
+            if group.name not in refused:
+                stop = start + group.units
+                renumbered[group.slice] = torch.arange(start, stop)
+                groups.append(replace(group, slice=slice(start, stop)))
+                start = stop
+        axes = {axis: renumbered[units] for axis, units in self.axes.items()}
+        reasons = {
+            axis: refused[group.name]
+            for group in self.groups
+            for axis, units in self.axes.items()
+            if group.name in refused and ((units >= group.slice.start) & (units < group.slice.stop)).any()
+        }
+        axes = {axis: units for axis, units in axes.items() if (units >= 0).any()}
+        owners = {name.rpartition(".")[0] for name, _ in axes}
+        norms = [replace(norm, labels=renumbered[norm.labels]) for norm in self.norms]
+        sizes = [replace(size, rows=renumbered[size.rows]) for size in self.size_attributes]
+        return replace(
+            self,
+            axes=axes,
+            groups=tuple(groups),
+            inputs=frozenset(renumbered[list(self.inputs)].tolist()) - {-1},
+            refused=reasons | self.refused,
+            norms=tuple(norm for norm in norms if (norm.labels >= 0).any()),
+            size_attributes=tuple(size for size in sizes if (size.rows >= 0).any()),
+            attention={path: called for path, called in self.attention.items() if path in owners},
+            unit_of=renumbered[self.unit_of],
+        )
 
     @cached_property
     def group_of_unit(self) -> Tensor:

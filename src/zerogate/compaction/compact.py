@@ -10,6 +10,7 @@ from zerogate.compaction.deployed import Deployed
 from zerogate.compaction.optimizer_state import carry_optimizer
 from zerogate.compaction.verify import check_comparable, verify
 from zerogate.cutting.plan import Plan
+from zerogate.errors import CompactionError, ZerogateError, class_and_line
 
 
 def compact(deployed: Deployed, optimizer: Optimizer | None = None, ema: nn.Module | None = None) -> nn.Module:
@@ -26,13 +27,21 @@ def compact(deployed: Deployed, optimizer: Optimizer | None = None, ema: nn.Modu
     average that does not fit; then nothing has been changed.
     """
     check_comparable(deployed)
-    plan = deployed.plan()
-    difference = verify(deployed, plan)
-    small = deployed.folded().cut(plan)
-    description = deployed.cuttable.describe(plan, small, deployed.structure.set_by_forward)
-    description["difference"] = difference
-    small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values: no tensor and no module
-    carry(deployed, plan, small, optimizer, ema)
+    try:
+        plan = deployed.plan()
+        difference = verify(deployed, plan)
+        small = deployed.folded().cut(plan)
+        description = deployed.cuttable.describe(plan, small, deployed.structure.set_by_forward)
+        description["difference"] = difference
+        small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values: no tensor and no module
+        carry(deployed, plan, small, optimizer, ema)
+    except (ZerogateError, MemoryError):
+        raise
+    except Exception as error:
+        raise CompactionError(
+            f"this {type(deployed.model).__name__} cannot be compacted: {class_and_line(error)}; the gated model is as it "
+            "was. Please report the model"
+        ) from error
     return small
 
 

@@ -13,7 +13,8 @@ from zerogate.cutting.plan import Plan
 from zerogate.errors import ZerogateError
 from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import GraphModel
-from zerogate.modules.copies import copy_with, deep_copy
+from zerogate.modules.copies import copy_with, quick_copy, widened
+from zerogate.modules.index import named_tensors
 from zerogate.modules.run import Inputs, KeepFloat64
 from zerogate.modules.unregistered import replace, unregistered
 from zerogate.storage.plan_json import StoredPlan, describe_plan
@@ -36,6 +37,9 @@ class Cuttable(Protocol):
         """A plain copy without gates and gradients, in the modes of the original: to fold masks into, and to cut.
 
         ``float64``: casts the copy, and makes its forward stay in float64."""
+
+    def sharing(self) -> Cuttable:
+        """A plain copy that holds the same parameters, to be cut: a cut puts others in their place. Of copies alone."""
 
     def with_tensors(self, instead: Callable[[str, Tensor], Tensor]) -> Cuttable:
         """A plain copy that holds ``instead(name, tensor)`` in place of each parameter and buffer.
@@ -71,6 +75,9 @@ class ClassModel:
 
     def copy(self, float64: bool = False) -> ClassModel:
         return ClassModel(_plain_copy(self.module, self._without_gates, float64))
+
+    def sharing(self) -> ClassModel:
+        return ClassModel(_sharing_copy(self.module))
 
     def with_tensors(self, instead: Callable[[str, Tensor], Tensor]) -> ClassModel:
         with self._without_gates():
@@ -110,6 +117,9 @@ class ExportedModel:
     def copy(self, float64: bool = False) -> ExportedModel:
         module = _plain_copy(self.module, self._without_gates, float64)
         return ExportedModel(module, self._graph, float64=self._float64 or float64)
+
+    def sharing(self) -> ExportedModel:
+        return ExportedModel(_sharing_copy(self.module), self._graph, float64=self._float64)
 
     def with_tensors(self, instead: Callable[[str, Tensor], Tensor]) -> ExportedModel:
         raise ZerogateError(
@@ -169,20 +179,24 @@ def cuttable_of(model: nn.Module, inputs: Inputs, graph: GraphModel | None, with
 def _plain_copy(model: nn.Module, without_gates: WithoutGates, float64: bool) -> nn.Module:
     """See `Cuttable.copy`."""
     with without_gates():
-        twin = deep_copy(model)
+        wider = {id(x): widened(x) for _, x in named_tensors(model)} if float64 else {}
+        twin = quick_copy(model, wider)
     modes = [(module, module.training) for module in twin.modules()]
     twin.train()  # empties what some modules keep from their last evaluation
     for module, training in modes:
         module.training = training
     if float64:
-        twin.double()  # not .to(): that makes complex buffers real
         for path, tensor in [*unregistered(twin)]:
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or tensor.is_complex():
                 with suppress(KeyError):  # held by a closure: out of reach
-                    replace(twin, path, tensor.double())
+                    replace(twin, path, widened(tensor))
     for p in twin.parameters():
         p.grad = None
     return twin
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    return quick_copy(model, {id(p): p for p in model.parameters()})
 
 
 def _in_place_of_parameters(tensors: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
+import traceback
 import warnings
-from contextlib import nullcontext
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
+from zerogate.compaction.comparison import WholeNetworkFails, compare, rounds_inside
 from zerogate.compaction.deployed import Deployed
-from zerogate.cutting.attention import unnest
+from zerogate.compaction.fault import smallest_failing
 from zerogate.cutting.plan import Plan
-from zerogate.errors import CompactionError, no_weights
+from zerogate.errors import CompactionError, class_and_line, no_weights
+from zerogate.groups.code_lines import is_internal, located
 from zerogate.masking.norms import attach_kept
 from zerogate.modules.copies import deep_copy
 from zerogate.modules.index import named_tensors
-from zerogate.modules.run import Inputs, KeepFloat64, call, kept_rng, tensors_of
+from zerogate.modules.run import tensors_of
+from zerogate.structure import Group
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 TOLERANCE = 1e-10
-"""Largest difference from the gated network that compaction accepts, relative to the largest output, in float64."""
+"""Largest difference from the gated network that compaction accepts, of each output relative to its largest value, in
+float64."""
+TOLERANCE_ROUNDED_INSIDE = 1e-6
+"""The largest for a model that computes in a lower precision inside, whatever the precision of its weights."""
 TOLERANCE_OWN_PRECISION = 1e-4
 """The largest for a model that does not run in float64, in its own precision."""
 
@@ -37,92 +47,116 @@ def check_comparable(deployed: Deployed) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a compaction went."""
+
+    difference: float
+    """Of the compacted and the gated network; see `Difference`."""
+    failure: str | None = None
+    """What the compacted network does that it should not: as in ``does not run: RuntimeError: …``; None where it computes
+    the same, or where outputs hold NaN."""
+    cause: Exception | None = None
+
+
 def verify(deployed: Deployed, plan: Plan) -> float:
     """The difference that the plan makes, measured before weights are rounded to the model's own precision.
 
-    Raises `CompactionError` where it is larger than the tolerance, or NaN."""
-    try:
-        difference, allowed = _difference_of_plan(deployed, plan, float64=True), TOLERANCE
-    except _GatedModelFails:  # some kernels know nothing but float32
-        difference, allowed = _difference_of_plan(deployed, plan, float64=False), TOLERANCE_OWN_PRECISION
+    Raises `CompactionError` where it is larger than the tolerance, or NaN, or where one of the networks does not run; where
+    that is the compacted one, the message names the layers at fault."""
     name = type(deployed.model).__name__
-    if math.isnan(difference):
+    try:
+        outcome = try_plan(deployed, plan)
+    except WholeNetworkFails as error:
+        why = class_and_line(error.__cause__ or error)
+        raise CompactionError(
+            f"the gated {name} does not run on its example inputs in evaluation mode: {why}; set sparse.example_inputs to "
+            "what its forward takes"
+        ) from error
+    if outcome.failure is not None:
+        raise CompactionError(
+            f"the compacted {name} {outcome.failure}; it is not handed back. {_way_out(deployed)}"
+        ) from outcome.cause
+    if math.isnan(outcome.difference):
         raise CompactionError(
             f"the outputs of this {name} hold NaN for the example inputs and cannot be compared; "
             "look for NaN or infinity among its parameters and inputs"
         )
-    if difference > allowed:
-        raise CompactionError(
-            f"the compacted {name} differs from the gated one by {difference:.3g} of its largest output "
-            f"(allowed {allowed:g}); it is not handed back. Please report the model"
-        )
-    return difference
+    return outcome.difference
+
+
+def try_plan(deployed: Deployed, plan: Plan) -> Outcome:
+    """Compacts a copy and compares it with the gated network.
+
+    Raises `WholeNetworkFails` where that does not run, and `ZerogateError` for a model that cannot be copied."""
+    for float64, allowed in ((True, TOLERANCE), (False, TOLERANCE_OWN_PRECISION)):
+        gated = deployed.folded(float64)
+        try:
+            small = gated.sharing().cut(plan)
+            attach_kept(gated.module, deployed.structure, deployed.kept)
+            difference = compare(gated.module, small, deployed.example_inputs, float64)
+        except WholeNetworkFails:  # some kernels know nothing but float32
+            if not float64:
+                raise
+        except Exception as error:
+            return Outcome(math.inf, f"does not run: {class_and_line(error)}{_line_of(error)}", error)
+        else:
+            failure = None
+            if float64 and allowed < difference.value <= TOLERANCE_ROUNDED_INSIDE:
+                allowed = TOLERANCE_ROUNDED_INSIDE if rounds_inside(gated.module, deployed.example_inputs) else allowed
+            if difference.value > allowed:
+                failure = f"differs from the gated one by {difference} (allowed {allowed:g})"
+            return Outcome(difference.value, failure)
+    raise AssertionError("the own precision is the last")
+
+
+def groups_at_fault(deployed: Deployed) -> list[Group]:
+    """A smallest set of groups whose closed units make the compaction fail while all other groups stay whole.
+
+    Args:
+        deployed: whose compaction fails.
+    """
+    structure, kept = deployed.structure, deployed.kept
+    number = structure.group_of_unit.to(kept.device)
+
+    def fails(groups: Sequence[int]) -> bool:
+        whole = ~torch.isin(number, torch.tensor(groups, device=kept.device))
+        fewer = replace(deployed, kept=kept | whole)
+        return try_plan(fewer, fewer.plan()).failure is not None
+
+    cut = number[~kept].unique().tolist()
+    return [structure.groups[i] for i in smallest_failing(cut, fails)]
+
+
+def _way_out(deployed: Deployed) -> str:
+    """Which layers to leave out, as a sentence."""
+    groups = groups_at_fault(deployed)
+    names = list(dict.fromkeys((*group.producers, *group.consumers, group.name)[0] for group in groups))
+    if not names:
+        return "Please report the model"
+    which = f"the channels of {names[0]}" if len(names) == 1 else f"the channels of {', '.join(names)} together"
+    return f"What fails is to remove {which}: sparsify with exclude={names!r} keeps them. Please report the model, too"
+
+
+def _line_of(error: Exception) -> str:
+    """The innermost line of the user's code that an error came through, as in ``(net.py:12)``."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_internal(f.filename)]
+    frames = [f for f in frames if not f.filename.startswith(_PACKAGE)]
+    return located("", "", (frames[-1].filename, frames[-1].lineno or 0)) if frames else ""
 
 
 def difference(deployed: Deployed, small: nn.Module) -> float:
     """How far a compacted network is from the gated one, see `Sparsified.difference`.
 
-    Raises `CompactionError` where the model or the example inputs are on the meta device."""
+    Raises `CompactionError` where the model or the example inputs are on the meta device, or one of them does not run."""
     check_comparable(deployed)
     gated = deployed.folded(float64=True).module
     attach_kept(gated, deployed.structure, deployed.kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch, which copies its own deprecated classes with a graph
         small = deep_copy(small).double()
-    return _difference_of_outputs(gated, small, deployed.example_inputs, float64=True)
-
-
-class _GatedModelFails(Exception):
-    """The gated model itself does not run in the precision in which it is compared."""
-
-
-def _difference_of_plan(deployed: Deployed, plan: Plan, float64: bool) -> float:
-    """Of the gated network and what the plan leaves of it."""
-    gated = deployed.folded(float64)
-    small = gated.copy().cut(plan)
-    attach_kept(gated.module, deployed.structure, deployed.kept)
-    return _difference_of_outputs(gated.module, small, deployed.example_inputs, float64)
-
-
-def _difference_of_outputs(gated: nn.Module, small: nn.Module, inputs: Inputs, float64: bool) -> float:
-    """max |gated − small| / max |gated| over all floating-point outputs; infinite where their shapes differ.
-
-    Puts both into evaluation mode. A forward that draws random numbers draws the same in both."""
-    inputs = _inputs_for(gated, inputs, float64)
-    unnest(gated)  # nested tensors hold zeros where padding was, and plain ones do not
     try:
-        expected = _outputs(gated, inputs, float64)
-    except Exception as error:
-        raise _GatedModelFails from error
-    received = _outputs(small, inputs, float64)
-    if [x.shape for x in expected] != [x.shape for x in received]:
-        return math.inf
-    pairs = [
-        (x.double(), y.double()) for x, y in zip(expected, received, strict=True) if x.is_floating_point() and x.numel()
-    ]
-    largest = max((x.abs().max().item() for x, _ in pairs), default=0.0)
-    differences = [(x - y).abs().max().item() for x, y in pairs]
-    worst = math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
-    return worst / largest if largest else worst
-
-
-def _outputs(model: nn.Module, inputs: Inputs, float64: bool) -> list[Tensor]:
-    """All tensors that a model returns in evaluation mode, from the seed 0."""
-    model.eval()
-    with torch.no_grad(), kept_rng(model), KeepFloat64() if float64 else nullcontext():
-        torch.manual_seed(0)
-        return tensors_of(call(model, tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)))
-
-
-def _inputs_for(model: nn.Module, inputs: Inputs, float64: bool) -> Inputs:
-    """The inputs on a device of the model, those of floating point in float64 where that is asked for."""
-    devices = list(dict.fromkeys(tensor.device for _, tensor in named_tensors(model)))
-
-    def prepared(x: object) -> object:
-        if not isinstance(x, Tensor):
-            return x
-        x = x if x.device in devices else x.to(devices[0])  # the model has moved since
-        return x.to(torch.float64) if float64 and x.is_floating_point() else x
-
-    moved: Inputs = tree_map(prepared, inputs)
-    return moved
+        return compare(gated, small, deployed.example_inputs, float64=True).value
+    except WholeNetworkFails as error:
+        why = class_and_line(error.__cause__ or error)
+        raise CompactionError(f"the gated {type(gated).__name__} does not run in float64: {why}") from error

@@ -68,6 +68,13 @@ def like(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
 
 
+def widened(x: Tensor) -> Tensor:
+    """A copy in float64, or complex128; of the same dtype where it holds no such numbers. A parameter if ``x`` is one."""
+    kind = torch.complex128 if x.is_complex() else torch.float64 if x.is_floating_point() else x.dtype
+    wide = x.detach().to(kind, copy=True)
+    return nn.Parameter(wide, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else wide
+
+
 class WithoutGraph(TorchFunctionMode):
     """Lets ``copy.deepcopy`` copy tensors that are part of a graph, detached; torch itself refuses them."""
 

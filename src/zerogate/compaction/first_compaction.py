@@ -1,0 +1,104 @@
+"""One real compaction at random, before anything is trained: a group that cannot be compacted is refused at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from zerogate.compaction.comparison import WholeNetworkFails
+from zerogate.compaction.cuttable import Cuttable
+from zerogate.compaction.deployed import Deployed
+from zerogate.compaction.verify import check_comparable, groups_at_fault, try_plan
+from zerogate.errors import CompactionError
+from zerogate.masking.placement import Placement
+from zerogate.masking.unit import Layout
+from zerogate.modules.run import Inputs, kept_rng, tensors_of
+from zerogate.structure import Group
+
+
+def refused_groups(cuttable: Cuttable, inputs: Inputs, layout: Layout) -> dict[str, str]:
+    """Names of the groups that fail in one compaction with random units closed, each with the reason; found by halves.
+
+    Nothing is tried where there is nothing to compare: a model or inputs on the meta device, a model that does not run on
+    the inputs with data, and one whose outputs hold NaN.
+
+    Args:
+        cuttable: the model, without gates.
+        inputs: on which the outputs of the whole and of the cut network are compared.
+        layout: where gates will lie on it.
+    """
+    refused: dict[str, str] = {}
+    with kept_rng(cuttable.module):
+        few = _first_example(inputs)
+        if few is not inputs and _attempt(_closed_at_random(cuttable, few, layout, refused)) == "":
+            return refused
+        while len(refused) < len(layout.structure.groups):
+            deployed = _closed_at_random(cuttable, inputs, layout, refused)
+            failure = _attempt(deployed)
+            if not failure:
+                break
+            at_fault = groups_at_fault(deployed)
+            refused |= dict.fromkeys([group.name for group in at_fault], _reason(failure, at_fault))
+    return refused
+
+
+def _attempt(deployed: Deployed) -> str | None:
+    """How the compaction fails, "" where it does not; None where there is nothing to compare."""
+    try:
+        check_comparable(deployed)
+        return try_plan(deployed, deployed.plan()).failure or ""
+    except (CompactionError, WholeNetworkFails):
+        return None
+
+
+def _first_example(inputs: Inputs) -> Inputs:
+    """The first of several examples, which takes a CPU a fraction of the time; elsewhere all of them, since an index that is
+    too large for them would break off the whole process."""
+    tensors = tensors_of(inputs)
+    size = len(tensors[0]) if tensors and tensors[0].ndim else 1
+    if size == 1 or any(x.device.type != "cpu" for x in tensors):
+        return inputs
+    first: Inputs = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.ndim and len(x) == size else x, inputs)
+    return first
+
+
+def _closed_at_random(cuttable: Cuttable, inputs: Inputs, layout: Layout, whole: Collection[str]) -> Deployed:
+    """The model with random units closed, but none of the groups that stay whole: of each other group any number but all,
+    so that widths that could be mistaken for one another differ otherwise than in a trial."""
+    structure, generator = layout.structure, torch.Generator().manual_seed(1)
+    kept = torch.ones(structure.units, dtype=torch.bool)
+    for group in structure.groups:
+        if group.units > 1 and group.name not in whole:
+            order = torch.randperm(group.units, generator=generator)
+            closed = int(torch.randint(1, group.units, (1,), generator=generator))
+            kept[group.slice.start + order[:closed]] = False
+    return Deployed(
+        cuttable,
+        inputs,
+        structure,
+        kept,
+        unit=layout.unit,
+        gated_names=tuple(layout.names),
+        mask=lambda weights: masked(layout.placements, layout.names, weights, kept),
+    )
+
+
+def _reason(failure: str, at_fault: Sequence[Group]) -> str:
+    """Why groups are refused that fail together."""
+    others = f" together with those of {', '.join(g.name for g in at_fault[1:])}" if len(at_fault) > 1 else ""
+    return f"the network {failure}, when channels are removed at random{others}"
+
+
+def masked(
+    placements: Sequence[Placement], names: Sequence[str], weights: Sequence[Tensor], kept: Tensor
+) -> list[Tensor]:
+    """Weights, in the order of their names, with zeros where they read units that do not stay, bool [units]."""
+    z = torch.cat([kept, kept.new_ones(1)])  # the last is that of −1
+    products = dict(zip(names, weights, strict=True))
+    for placement in placements:
+        weight = products[placement.weight]
+        products[placement.weight] = weight * z[placement.units].view(placement.view).to(weight)
+    return list(products.values())
