@@ -91,11 +91,8 @@ def sparsify(
     graph = None if keep_class else exported(model, example_inputs)
     options = Options(frozenset(allowed.exclude), min_channels, round_to)
     with _without_collector():
-        layout = kind.layout(
-            _structure(model, example_inputs, kind, graph, allowed, gate_inputs, round_to),
-            dict(model.named_parameters()),
-            options,
-        )
+        structure = _structure(model, example_inputs, kind, graph, allowed, gate_inputs, round_to)
+        layout = kind.layout(structure, dict(model.named_parameters()), options)
         layout = _compactable(model, example_inputs, graph, layout, options) if verify else layout
     if not layout.units:
         raise WatchError(_nothing_to_remove(model, layout.structure))
