@@ -91,9 +91,7 @@ def sparsify(
     graph = None if keep_class else exported(model, example_inputs)
     options = Options(frozenset(allowed.exclude), min_channels, round_to)
     with _without_collector():
-        structure = _structure(model, example_inputs, kind, graph, allowed, gate_inputs, round_to)
-        layout = kind.layout(structure, dict(model.named_parameters()), options)
-        layout = _compactable(model, example_inputs, graph, layout, options) if verify else layout
+        layout = _layout(model, example_inputs, kind, graph, allowed, gate_inputs, options, verify)
     if not layout.units:
         raise WatchError(_nothing_to_remove(model, layout.structure))
     gate = HardConcrete() if gate is None else gate
@@ -101,32 +99,29 @@ def sparsify(
     return Sparsified(model, example_inputs, layout, gate, objective, per_example=per_example, graph=graph)
 
 
-def _structure(
+def _layout(
     model: nn.Module,
     inputs: Inputs,
     unit: Unit,
     graph: GraphModel | None,
     allowed: UnitFilter,
     label_inputs: bool,
-    round_to: int,
-) -> Structure:
-    """Finds in a run of the model, or of its graph, what belongs together."""
-    if not unit.changes_shapes:
-        return find_layers(model, inputs, allowed.exclude)
-    multiple = round_to if is_whole(round_to) else 1  # an option out of range is refused where costs are counted
-    return find_groups(model, inputs, allowed, label_inputs=label_inputs, multiple=multiple, graph=graph)
-
-
-def _compactable(
-    model: nn.Module, inputs: Inputs, graph: GraphModel | None, layout: Layout, options: Options
+    options: Options,
+    verify: bool,
 ) -> Layout:
-    """The layout of those groups that a compaction at random can remove."""
-    if not layout.units or not layout.unit.changes_shapes:
+    """Finds in a run of the model, or of its graph, what belongs together, and where gates lie then."""
+    parameters = dict(model.named_parameters())
+    if not unit.changes_shapes:
+        return unit.layout(find_layers(model, inputs, allowed.exclude), parameters, options)
+    round_to = (
+        options.round_to if is_whole(options.round_to) else 1
+    )  # out of range, it is refused where costs are counted
+    found = find_groups(model, inputs, allowed, label_inputs=label_inputs, multiple=round_to, graph=graph)
+    layout = unit.layout(found, parameters, options)
+    if not verify or not layout.units:
         return layout
     refused = refused_groups(cuttable_of(model, inputs, graph, nullcontext), inputs, layout)
-    if not refused:
-        return layout
-    return layout.unit.layout(layout.structure.without(refused), dict(model.named_parameters()), options)
+    return unit.layout(found.without(refused), parameters, options) if refused else layout
 
 
 @contextmanager
