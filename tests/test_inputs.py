@@ -251,7 +251,8 @@ def encoder() -> nn.Module:
 def test_min_channels_and_round_to(m: int, r: int) -> None:
     model, x = encoder().double(), torch.randn(2, 3, 5, dtype=torch.float64)
     sparse = zg.sparsify(model, x, unit=BOTH, min_channels=m, round_to=r)
-    assert sorted(g.kind for g in sparse.groups) == ["channel", "channel", "head"]
+    some_can_go = max(m, r) < 8  # of 8 and 12 channels
+    assert sorted(g.kind for g in sparse.groups) == ["channel", "channel", "head"][0 if some_can_go else 2 :]
     generator = torch.Generator().manual_seed(0)
     for style in (None, None, None, "one", "none"):
         close_randomly(sparse, generator, style)
@@ -262,7 +263,8 @@ def test_min_channels_and_round_to(m: int, r: int) -> None:
                 assert kept <= max(1, int(sparse.is_open()[group.slice].sum()))
             else:
                 assert kept == size or (kept >= m and kept % r == 0)
-        assert small[0].out_features == sparse.kept()[sparse.groups[0].slice].sum()
+        first = sparse.groups[0]
+        assert small[0].out_features == (sparse.kept()[first.slice].sum() if first.name == "0" else 8)
         assert sparse.cost().params == sum(p.numel() for p in small.parameters())
         fresh = torch.randn(3, 3, 5, dtype=torch.float64)
         assert relative(model.eval()(fresh), small(fresh)) <= 1e-10

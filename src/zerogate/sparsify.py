@@ -18,6 +18,7 @@ from torch import nn
 from zerogate.checks import is_whole
 from zerogate.compaction.cuttable import cuttable_of
 from zerogate.compaction.first_compaction import refused_groups
+from zerogate.cost.widths import narrowest_width
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
@@ -87,7 +88,7 @@ def sparsify(
     kind = _unit(unit)
     _check_arguments(model, gate, objective)
     _check_combination(kind, per_example, gate_inputs, include is not None, keep_class)
-    allowed = _allowed(model, kind, include, exclude)
+    allowed = _allowed(model, kind, include, exclude, narrowest_width(min_channels, round_to))
     graph = None if keep_class else exported(model, example_inputs)
     options = Options(frozenset(allowed.exclude), min_channels, round_to)
     with _without_collector():
@@ -173,13 +174,15 @@ def _unit(unit: UnitName | Collection[UnitName]) -> Unit:
     return WEIGHT if WEIGHT.name in kinds else Slices(kinds)
 
 
-def _allowed(model: nn.Module, unit: Unit, include: Sequence[str] | None, exclude: Sequence[str] | None) -> UnitFilter:
+def _allowed(
+    model: nn.Module, unit: Unit, include: Sequence[str] | None, exclude: Sequence[str] | None, narrowest: int
+) -> UnitFilter:
     """Which units may go, by the names of the layers that make and read them."""
     if exclude is None:
         exclude = () if unit.changes_shapes else getattr(model, "dense_by_default", ())
     excluded = _matching(model, exclude, "exclude")
     included = None if include is None else _matching(model, include, "include")
-    return UnitFilter(excluded, included, unit.kinds if isinstance(unit, Slices) else frozenset(KINDS))
+    return UnitFilter(excluded, included, unit.kinds if isinstance(unit, Slices) else frozenset(KINDS), narrowest)
 
 
 def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozenset[str]:

@@ -127,12 +127,12 @@ def test_gradient_of_a_wide_group() -> None:
     """∂E[f(N)]/∂p_u = E[f(N' + 1) − f(N')], with N' of the others."""
     size, m, r = 1000, 4, 8
     p = random_probabilities((size,), torch.Generator().manual_seed(0)).requires_grad_()
-    widened(perceptron(size, 1), m, r).expected(torch.cat([p, torch.ones(1)])).macs.backward()
+    widened(perceptron(size, 2), m, r).expected(torch.cat([p, torch.ones(2)])).macs.backward()
     widths = torch.tensor([width(n, size, m, r) for n in range(size + 1)], dtype=torch.float64)
     assert p.grad is not None
     for u in (0, 17, int(p.argmax()), int(p.argmin())):
         others = one_by_one(torch.cat([p[:u], p[u + 1 :]]).detach()[None])[0]
-        assert p.grad[u].item() == pytest.approx(5 * (others * widths.diff()).sum().item(), abs=1e-10)
+        assert p.grad[u].item() == pytest.approx(6 * (others * widths.diff()).sum().item(), abs=1e-10)
 
 
 @settings(max_examples=100, derandomize=True)

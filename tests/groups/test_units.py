@@ -68,12 +68,12 @@ def test_what_the_user_does_not_let_go(
 
 
 def test_heads_are_units_of_their_own_kind() -> None:
-    chain = Chain(4, 3, 2)
-    chain.recording.labels.unite(chain.made[0][1:2], chain.made[0][:1])
-    chain.recording.head_labels.append(chain.made[0][:1])
+    chain = Chain(6, 3, 2)
+    chain.recording.labels.unite(chain.made[0][2:4], chain.made[0][:2])
+    chain.recording.head_labels.append(chain.made[0][:2])
     structure = find_units(chain.recording, UnitFilter())
     assert [(g.name, g.units, g.kind) for g in structure.groups] == [
-        ("layer0", 1, "head"),
+        ("layer0", 2, "head"),
         ("layer0#2", 2, "channel"),
         ("layer1", 3, "channel"),
     ]
@@ -108,9 +108,9 @@ def test_network_inputs_go_unless_they_are_tied_to_what_a_layer_makes() -> None:
     structure = find_units(chain.recording, UnitFilter())
     assert next(g for g in structure.groups if g.name == "input").units == 5
     assert len(structure.inputs) == 5
-    chain.recording.labels.unite(inputs[:4], chain.made[0])
+    chain.recording.labels.unite(inputs[:3], chain.made[0][:3])
     structure = find_units(chain.recording, UnitFilter())
-    assert len(structure.inputs) == 1  # the one that is not tied
+    assert len(structure.inputs) == 2  # those that are not tied
     assert groups(structure).keys() == {"input", "layer1"}
 
 
@@ -152,12 +152,12 @@ def test_rows_of_a_parameter_that_hold_several_channels_are_tied() -> None:
 
 
 def test_a_row_with_a_label_that_stays_is_frozen_with_its_reason() -> None:
-    chain = Chain(6, 3, 2)
-    box = torch.where(torch.arange(6) == 5, 0, chain.made[0]).view(3, 2)
+    chain = Chain(8, 3, 2)
+    box = torch.where(torch.arange(8) == 5, 0, chain.made[0])[:6].view(3, 2)
     chain.recording.slice_constraints.append(SliceConstraint(box, "folded"))
     structure = find_units(chain.recording, UnitFilter())
     sizes = {name: units for name, (units, _, _) in groups(structure).items()}
-    assert sizes == {"layer0": 2, "layer0#2": 1, "layer1": 3}  # two rows, and the channel that is not in the box
+    assert sizes == {"layer0": 2, "layer0#2": 3, "layer1": 3}  # two rows, and what is not in the box
     assert structure.refused[chain.axis(0, 0)] == "folded"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zerogate.checks import is_whole
 from zerogate.cost.index_tables import padded
 from zerogate.cost.poisson_binomial import count_distribution
 from zerogate.structure import Group
@@ -68,3 +69,10 @@ class Widths:
 
 def _width(n: Tensor, size: Tensor, least: Tensor, multiple: Tensor) -> Tensor:
     return torch.minimum((torch.maximum(n, least) / multiple).ceil() * multiple, size)
+
+
+def narrowest_width(min_channels: object, round_to: object) -> int:
+    """How many channels a large group keeps where all are closed; 1 for options that `ChannelCost` refuses."""
+    if not is_whole(min_channels) or not is_whole(round_to):
+        return 1
+    return -(-min_channels // round_to) * round_to

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,12 @@ class UnitFilter:
     """Modules that make channels which may go; None for all."""
     kinds: Collection[str] = KINDS
     """Kinds of units that may go."""
+    narrowest: int = 1
+    """How many channels a group keeps whatever is closed: groups that have no more have nothing to remove."""
+
+    def keeps_all(self, group: Group) -> bool:
+        """Whether nothing of a group can go, however many of its units are closed."""
+        return group.units <= (self.narrowest if group.kind == "channel" else 1)
 
 
 def find_units(recording: Recording, allowed: UnitFilter) -> Structure:
@@ -88,6 +94,9 @@ def units_of(recording: Recording, allowed: UnitFilter) -> Structure:
     free = why < 0
     free[0] = False
     groups, unit_of = _group(axes, free)
+    if any(map(allowed.keeps_all, groups)):
+        _keep_whole_groups(groups, unit_of, allowed, free, why, reasons)
+        groups, unit_of = _group(axes, free)
     inputs = frozenset(unit_of[axes.root[recording.inputs]].tolist()) - {-1}
     units = unit_of[axes.classes]
     remain = set(axes.number[units >= 0].unique_consecutive().tolist())
@@ -142,6 +151,20 @@ def _reasons_to_stay(recording: Recording, axes: _Axes, allowed: UnitFilter) -> 
         reasons.append(reason)
         free &= ~stays
     return why, reasons
+
+
+def _keep_whole_groups(
+    groups: Sequence[Group], unit_of: Tensor, allowed: UnitFilter, free: Tensor, why: Tensor, reasons: list[str]
+) -> None:
+    """Enters reasons for groups of which all units are kept: a gate could remove nothing there but what feeds it."""
+    for group in filter(allowed.keeps_all, groups):
+        members = (unit_of >= group.slice.start) & (unit_of < group.slice.stop)
+        free[members], why[members] = False, len(reasons)
+        reasons.append(
+            "a single unit, without which nothing would be left"
+            if group.units == 1
+            else f"a group of {group.units} channels, all of which min_channels and round_to keep"
+        )
 
 
 def _keep_tied_inputs(recording: Recording, axes: _Axes, why: Tensor, reasons: list[str]) -> None:
