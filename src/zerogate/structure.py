@@ -9,8 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from zerogate.modules.held_numbers import Entry
+
 Axis = tuple[str, int]
 """A dimension of a parameter or buffer: (its name in the model, dim)."""
+
+
+SizePlace = tuple[str, str, Entry]
+"""A number that a module holds: (the module's name, its attribute, where in that)."""
 
 
 KINDS = ("channel", "head")
@@ -68,14 +74,19 @@ class SizeAttribute:
     """An attribute whose value follows from what is kept: as many as there are rows with a kept label.
 
     Attributes:
-        module, attribute: where it is; ``entry`` is its place if it is a tuple or list.
+        module, attribute: where it is; ``entry`` is where in it, if it is a tuple, list or dict.
         rows: labels [n, m]; in a `Structure` their units.
     """
 
     module: str
     attribute: str
-    entry: int | None
+    entry: Entry
     rows: Tensor
+
+    @property
+    def key(self) -> SizePlace:
+        """Module, attribute, and where in it."""
+        return self.module, self.attribute, self.entry
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,10 @@ def test_a_plan_says_what_stays_and_what_is_stated() -> None:
         frozenset(),
         {},
         size_attributes=(
-            SizeAttribute("", "width", None, rows),
-            SizeAttribute("", "window", 0, rows),
-            SizeAttribute("", "window", 2, rows),
-            SizeAttribute("", "other", None, rows),
+            SizeAttribute("", "width", (), rows),
+            SizeAttribute("", "window", (0,), rows),
+            SizeAttribute("", "window", (2,), rows),
+            SizeAttribute("", "other", (), rows),
         ),
     )
     plan = make_plan(model, structure, torch.tensor([True, False, False, True]))

@@ -70,9 +70,9 @@ def test_the_rule_of_a_norm(norm: nn.Module, centred: bool, outside: bool) -> No
 def test_an_attribute_that_counts_the_channels_follows_and_no_other() -> None:
     model, recording, structure = recorded(ByWidth())
     ((_, rule),) = exact_rules(model, structure)
-    assert rule is not None and rule.sizes in ((("width", None), ("other", None)), (("width", None),))
+    assert rule is not None and rule.sizes in ((("width", ()), ("other", ())), (("width", ()),))
     structure = follow_norms(model, recording, structure, UnitFilter(), None)
-    assert ("norm", "width", None) in recording.size_attributes
+    assert ("norm", "width", ()) in recording.size_attributes
     assert structure.norms[0].centred is False
     assert "width" in {a.attribute for a in structure.size_attributes}
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from zerogate.cutting.attention import Attention, plain_attention, state_heads, unnest
 from zerogate.cutting.layer_sizes import state_sizes
 from zerogate.cutting.plan import Plan
+from zerogate.modules.held_numbers import NewValue, with_numbers
 from zerogate.modules.index import ModuleIndex, split_name
 from zerogate.modules.internals import children_of
 from zerogate.structure import Axis
@@ -82,10 +83,9 @@ def _remove_heads(model: nn.Module, attention: Mapping[str, dict[str, bool]]) ->
         unnest(model)
 
 
-def _set_attributes(modules: Mapping[str, nn.Module], attributes: Mapping[tuple[str, str], int | list[int]]) -> None:
-    for (path, attribute), value in attributes.items():
-        is_tuple = isinstance(getattr(modules[path], attribute), tuple)
-        setattr(modules[path], attribute, tuple(value) if is_tuple and isinstance(value, list) else value)
+def _set_attributes(modules: Mapping[str, nn.Module], attributes: Mapping[tuple[str, str], NewValue]) -> None:
+    for (path, attribute), size in attributes.items():
+        setattr(modules[path], attribute, with_numbers(getattr(modules[path], attribute), size))
 
 
 def _select_inputs(

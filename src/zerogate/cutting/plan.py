@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from zerogate.modules.held_numbers import Entry, NewValue, becomes, number_at
 from zerogate.modules.index import modules_by_name, owner_of
 from zerogate.structure import Axis, SizeAttribute, Structure
 
@@ -21,8 +22,8 @@ class Plan:
     select: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     """Layer → (dim counted from the end, indices of its input that it still takes): for inputs of the network, which
     arrive whether they are of use or not."""
-    attributes: dict[tuple[str, str], int | list[int]] = field(default_factory=dict)
-    """(module, attribute) → the size that it must state: an int, or all entries of a tuple or list."""
+    attributes: dict[tuple[str, str], NewValue] = field(default_factory=dict)
+    """(module, attribute) → the sizes that it must state."""
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules that lose heads → how they are called, see `attention.plain_attention`."""
 
@@ -80,20 +81,12 @@ def _selected_inputs(structure: Structure, kept: Tensor, keep: Mapping[Axis, Ten
 
 def _stated_sizes(
     model: nn.Module, size_attributes: tuple[SizeAttribute, ...], kept: Tensor
-) -> dict[tuple[str, str], int | list[int]]:
+) -> dict[tuple[str, str], NewValue]:
     """Attributes whose value changes, see `Plan.attributes`."""
     modules = modules_by_name(model, twice=True) if size_attributes else {}
-    changed: dict[tuple[str, str], int | list[int]] = {}
+    changed: dict[tuple[str, str], dict[Entry, int]] = {}
     for attribute in size_attributes:
         size = int(((attribute.rows < 0) | kept[attribute.rows]).any(1).sum())
-        key = attribute.module, attribute.attribute
-        stated = getattr(modules[attribute.module], attribute.attribute)
-        if attribute.entry is None:
-            if size != stated:
-                changed[key] = size
-        elif size != stated[attribute.entry]:
-            so_far = changed.get(key)
-            entries = list(so_far if isinstance(so_far, list) else stated)
-            entries[attribute.entry] = size
-            changed[key] = entries
-    return changed
+        if size != number_at(getattr(modules[attribute.module], attribute.attribute), attribute.entry):
+            changed.setdefault((attribute.module, attribute.attribute), {})[attribute.entry] = size
+    return {(path, name): becomes(getattr(modules[path], name), sizes) for (path, name), sizes in changed.items()}

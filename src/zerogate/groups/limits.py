@@ -23,6 +23,10 @@ LONGEST_SIZE_LIST = 64
 """Length up to which a tuple or list that a module holds is searched for a size. Longer ones are tables of something
 else, and slow to try: a size taken from one counts as written into the forward, and its channels stay."""
 
+DEEPEST_SIZE = 3
+"""How many tuples, lists and dicts may lie in each other around a size that a module holds. One that lies deeper counts as
+written into the forward."""
+
 MOST_ATTRIBUTES_TRIED = 12
 """Attributes tried for the size of one op. A module with more of the same number mostly holds it for other reasons;
 beyond, the op's channels stay."""

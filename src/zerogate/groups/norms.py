@@ -22,6 +22,7 @@ from zerogate.groups.trial.candidates import attributes_equal_to
 from zerogate.groups.units import UnitFilter, find_units
 from zerogate.masking.norms import FixedWeights, attach, kept_channels
 from zerogate.modules.copies import deep_copy
+from zerogate.modules.held_numbers import Entry
 from zerogate.modules.index import named_tensors
 from zerogate.modules.run import KeepFloat64
 from zerogate.structure import Norm, SizeAttribute, Structure
@@ -43,7 +44,7 @@ class NormRule:
     """Dimensions it normalises over, counted from the end."""
     outside: bool
     """Whether its result is rescaled, because its weight is no plain factor."""
-    sizes: tuple[tuple[str, int | None], ...] = ()
+    sizes: tuple[tuple[str, Entry], ...] = ()
     """Attributes of the module that count its channels, with the place in them where they are tuples or lists."""
 
     def apply_to(self, norm: Norm) -> Norm:
@@ -112,7 +113,7 @@ class _Trial:
     x: Tensor
     """A dense input."""
 
-    def find_rule(self, sizes: tuple[tuple[str, int | None], ...]) -> NormRule | None:
+    def find_rule(self, sizes: tuple[tuple[str, Entry], ...]) -> NormRule | None:
         """The rule under which the gated norm equals the cut one on x; None if there is none.
 
         ``sizes``: attributes that are set to the number of channels that stay.
@@ -139,7 +140,7 @@ def _find_rule(module: nn.Module, norm: Norm, structure: Structure, graph: Graph
     trial = _make_trial(module, norm, structure, graph)
     if trial is None:
         return None
-    counts: list[tuple[str, int | None]] = []
+    counts: list[tuple[str, Entry]] = []
     if graph is None:
         known = {(size.attribute, size.entry) for size in trial.structure.size_attributes}
         counts = [size for size in attributes_equal_to(len(norm.labels), module) if size not in known]

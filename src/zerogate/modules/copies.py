@@ -113,7 +113,7 @@ def _quick_copy(module: nn.Module, memo: Memo, to_rebind: list[tuple[dict[str, A
         known: nn.Module = memo[id(module)]
         return known
     kind = type(module)
-    if not _copied_plainly(kind):  # type: ignore[arg-type]
+    if not is_copied_plainly(module):
         whole = copy.deepcopy(module, memo)
         to_rebind += [(vars(m), name) for m in modules_by_name(whole).values() for name in vars(m)]
         return whole
@@ -138,6 +138,11 @@ def _quick_copy(module: nn.Module, memo: Memo, to_rebind: list[tuple[dict[str, A
             own[name] = copy.deepcopy(value, memo)
             to_rebind.append((own, name))
     return twin
+
+
+def is_copied_plainly(module: nn.Module) -> bool:
+    """Whether copying a module is copying its attributes."""
+    return _copied_plainly(type(module))  # type: ignore[arg-type]
 
 
 @cache

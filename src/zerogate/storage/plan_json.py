@@ -15,8 +15,9 @@ from torch.nn.parameter import is_lazy
 from zerogate.checks import is_whole
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CheckpointError
+from zerogate.modules.held_numbers import NewValue, attributes_of, is_new_value_of
 from zerogate.modules.index import join_name, modules_by_name, named_tensors, tied_names, transient_buffers
-from zerogate.modules.stated_sizes import Size, set_by_forwards, size_of, stated_sizes
+from zerogate.modules.stated_sizes import Size, set_by_forwards, stated_sizes
 
 PLAN_VERSION = 2
 PLAN_KEYS = ("version", "dense", "set_by_forward", "steps", "result", "difference")
@@ -174,15 +175,15 @@ def _read_select(rows: object, modules: Mapping[str, nn.Module]) -> dict[str, tu
     return select
 
 
-def _read_attributes(rows: object, modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Size]:
-    attributes: dict[tuple[str, str], Size] = {}
+def _read_attributes(rows: object, modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], NewValue]:
+    attributes: dict[tuple[str, str], NewValue] = {}
     for name, attribute, value in _triples(rows, "attributes"):
-        stated = vars(modules[name]).get(attribute) if name in modules and isinstance(attribute, str) else None
-        now, then = size_of(stated), size_of(value)
-        if now is None or then is None or _length(now) != _length(then):
+        known = dict(attributes_of(modules[name])) if name in modules else {}
+        stated = known.get(attribute) if isinstance(attribute, str) else None
+        if not is_new_value_of(value, stated):
             where = f"{short(attribute)} of {short(name)}"
             raise CheckpointError(f"holds a plan that sets {where} to {short(value)}, where it is {short(stated)}")
-        attributes[name, str(attribute)] = then
+        attributes[name, str(attribute)] = value
     return attributes
 
 
@@ -214,10 +215,6 @@ def _indices(value: object, size: int, what: str) -> Tensor:
     if any(a >= b for a, b in pairwise(value)) or (value and not 0 <= value[0] <= value[-1] < size):
         raise CheckpointError(f"holds a plan whose {what} is not ascending within 0 … {size - 1}")
     return torch.tensor(value, dtype=torch.int64)
-
-
-def _length(size: Size) -> int | None:
-    return len(size) if isinstance(size, list) else None
 
 
 def short(value: object) -> str:

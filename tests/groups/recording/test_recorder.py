@@ -91,7 +91,7 @@ def test_an_attribute_that_states_a_size_follows() -> None:
         lambda m, x: m.norm(m.a(x)), 2, 3, 5, 5, a=nn.Conv2d(3, 4, 3), norm=nn.GroupNorm(2, 4, affine=False)
     )
     followed = {(s.attribute, s.entry): s.rows.shape for s in recording.size_attributes.values()}
-    assert followed == {("num_channels", None): (4, 1), ("num_groups", None): (2, 1)}
+    assert followed == {("num_channels", ()): (4, 1), ("num_groups", ()): (2, 1)}
 
 
 def test_a_run_that_needs_values_is_repeated_with_data() -> None:

@@ -19,6 +19,6 @@ def test_whole_numbers_are_found_in_attributes_and_in_short_lists() -> None:
     module = nn.Module()
     module.width, module.other, module.flag, module.ratio = 24, 25, True, 24.0
     module.shape, module.sizes, module.table = (24, 3, 24), [24.0, 24], [24] * 65
-    assert attributes_equal_to(24, module) == [("width", None), ("shape", 0), ("shape", 2), ("sizes", 1)]
+    assert attributes_equal_to(24, module) == [("width", ()), ("shape", (0,)), ("shape", (2,)), ("sizes", (1,))]
     assert attributes_equal_to(1, module) == []  # True is no 1
     assert attributes_equal_to(24, None) == []

@@ -54,7 +54,7 @@ def test_a_number_that_is_used_for_two_things_ties_them() -> None:
 
     sparse = check_exact(Twice(), torch.randn(4, 5))
     assert [(g.units, g.producers) for g in sparse.groups] == [(12, ("one", "two"))]
-    assert [(a.attribute, a.entry) for a in sparse.structure.size_attributes] == [("width", None)]
+    assert [(a.attribute, a.entry) for a in sparse.structure.size_attributes] == [("width", ())]
 
 
 def test_widths_of_a_step_are_those_along_its_channels() -> None:

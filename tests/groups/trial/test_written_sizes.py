@@ -11,6 +11,7 @@ from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import ARGUMENTS, GraphModel
 from zerogate.groups.recording.record_run import watch
 from zerogate.groups.trial.written_sizes import follow_written_sizes
+from zerogate.modules.held_numbers import number_at
 from zerogate.structure import SizeAttribute
 
 
@@ -25,8 +26,7 @@ def written_sizes(model: nn.Module, x: Tensor) -> tuple[GraphModel, list[SizeAtt
 
 
 def value_of(graph: GraphModel, size: SizeAttribute) -> int:
-    assert size.entry is not None
-    return int(getattr(graph.get_submodule(ARGUMENTS), size.attribute)[size.entry])
+    return number_at(getattr(graph.get_submodule(ARGUMENTS), size.attribute), size.entry)
 
 
 def test_a_written_size_counts_the_labels_along_it() -> None:
@@ -35,7 +35,7 @@ def test_a_written_size_counts_the_labels_along_it() -> None:
 
     graph, sizes = written_sizes(Lambda(folded, a=nn.Linear(5, 24), b=nn.Linear(24, 3)), torch.randn(2, 5))
     views = [size for size in sizes if size.attribute == "of view"]
-    assert [(s.entry, value_of(graph, s), tuple(s.rows.shape)) for s in views] == [(0, 4, (4, 6)), (1, 6, (6, 4))]
+    assert [(s.entry, value_of(graph, s), tuple(s.rows.shape)) for s in views] == [((0,), 4, (4, 6)), ((1,), 6, (6, 4))]
     assert torch.equal(views[0].rows, views[1].rows.T)
     assert all(value_of(graph, size) == len(size.rows) for size in sizes)
 

@@ -10,6 +10,7 @@ from zerogate.groups.label_tensors import rows_along, varying_dims
 from zerogate.groups.recording.record import NOT_ALWAYS, Recording
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
+from zerogate.modules.held_numbers import Entry
 from zerogate.modules.index import modules_by_name
 from zerogate.structure import Norm, SizeAttribute
 
@@ -79,6 +80,6 @@ class ModuleCalls:
         this one; of a tuple or list, the last place."""
         path = self._tracer.module
         stated = vars(self._modules[path]).get(attribute)
-        entry = len(stated) - 1 if isinstance(stated, (tuple, list)) and stated else None
-        if stated is not None and (stated == value if entry is None else tuple(stated) == value):
+        entry: Entry = (len(stated) - 1,) if isinstance(stated, (tuple, list)) and stated else ()
+        if stated is not None and (tuple(stated) == value if entry else stated == value):
             self._recording.size_attributes[path, attribute, entry] = SizeAttribute(path, attribute, entry, rows)

@@ -16,7 +16,7 @@ from zerogate.groups.ops import OpSpec, spec_of
 from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.modules.copies import like
 from zerogate.modules.run import Inputs
-from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute
+from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute, SizePlace
 
 NOT_ALWAYS = "{} is used with and without removable channels"
 
@@ -113,7 +113,7 @@ class Recording:
     """Labels that a product of two activations sums together."""
     norms: list[Norm] = field(default_factory=list)
     """Modules that are to normalise over the kept ones of their channels."""
-    size_attributes: dict[tuple[str, str, int | None], SizeAttribute] = field(default_factory=dict)
+    size_attributes: dict[SizePlace, SizeAttribute] = field(default_factory=dict)
     """Module, attribute, and place in it → what it counts."""
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules and how they are called."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from zerogate.groups.limits import MOST_ATTRIBUTES_AT_ONCE, MOST_ATTRIBUTES_TRIED
 from zerogate.groups.recording.record import Recording, Step
-from zerogate.groups.trial.candidates import attributes_equal_to, modules_near
+from zerogate.groups.trial.candidates import MULTIPLES, Form, is_torch_layer, modules_near, numbers_behind, numbers_of
 from zerogate.groups.trial.replay import Divergence
-from zerogate.groups.trial.size_arguments import SizeArgument
+from zerogate.groups.trial.size_arguments import SizeArgument, input_sizes, output_sizes
 from zerogate.groups.trial.trial import Trial
-from zerogate.structure import SizeAttribute, Structure
-
-Key = tuple[str, str, int | None]
-"""Module, attribute, and place in it where it is a tuple or list."""
+from zerogate.modules.held_numbers import Entry
+from zerogate.structure import SizeAttribute, SizePlace, Structure
 
 
 def find_size_attribute(trial: Trial, structure: Structure, kept: Tensor, divergence: Divergence) -> Divergence | None:
@@ -32,10 +30,7 @@ def find_size_attribute(trial: Trial, structure: Structure, kept: Tensor, diverg
     line = step.place, step.name
     if line in trial.in_vain:
         return None
-    search = _AttributeSearch(trial, structure, kept, divergence)
-    further = search.of_step()
-    if further is None and not step.spec.is_move:
-        further = search.of_module()
+    further = _AttributeSearch(trial, structure, kept, divergence).search()
     if further is None:
         trial.in_vain.add(line)
     return further
@@ -53,79 +48,126 @@ class _AttributeSearch:
         self._recording = trial.recording
         self._step = self._recording.steps[divergence.step]
         self._sizes = trial.sizes(structure, kept)
-        self._alike = steps_alike(self._recording, self._step)
-        self._candidates: list[SizeAttribute] = []
-        self._known: set[tuple[Key, int]] = set()
+        alike = set(map(id, steps_alike(self._recording, self._step)))
+        self._alike = [i for i, s in enumerate(self._recording.steps) if id(s) in alike]
+        self._near = dict.fromkeys(modules_near(self._step.module, trial.modules), 0)
+        if self._raised and divergence.step:
+            before = self._recording.steps[divergence.step - 1]
+            self._near |= {path: -1 for path in modules_near(before.module, trial.modules) if path not in self._near}
+        self._candidates: list[_Candidate] = []
+        self._known: set[tuple[SizePlace, int]] = set()
         """Attributes that are candidates already, and the size that they would have."""
-        self._everywhere: dict[int, dict[Key, SizeAttribute]] = {}
+        self._everywhere: dict[int, dict[SizePlace, SizeAttribute]] = {}
         """Number of a candidate → what it means in all modules that run the same line."""
+        self._before_all = dict(self._recording.size_attributes)
         self._outcomes: dict[tuple[int, ...], Divergence] = {}
         """Numbers of candidates → where the run diverges with all of them."""
 
-    def of_step(self) -> Divergence | None:
-        """The search among attributes with one of the sizes that the step depends on."""
-        return self._search(self._new_candidates(self._trial.arguments.related_sizes(self._step)))
+    def search(self) -> Divergence | None:
+        """Where the run diverges with what was found; None if nothing was.
 
-    def of_module(self) -> Divergence | None:
-        """The search among attributes with one of the sizes that any op in the same module was given."""
-        new: list[int] = []
-        arguments = self._trial.arguments
-        for other in self._recording.steps:
-            if other.module == self._step.module:
-                is_same = other is self._step
-                new += self._new_candidates(arguments.related_sizes(other) if is_same else arguments.of(other))
-        return self._search(new)
+        What is likely is tried first: attributes that are a size that the step depends on, then one that any op of its
+        module was given, then one of what meets there, and last those of which such a size is a multiple.
+        """
+        arguments, at = self._trial.arguments, self._divergence.step
+        around: list[int] = []
+        if self._raised or not self._step.spec.is_move:
+            around = [i for i, s in enumerate(self._recording.steps) if s.module == self._step.module and i != at]
+        meeting = [at, *around, *([at - 1] if self._raised and at else [])]
+        related = [(at, size) for size in arguments.related_sizes(self._step)]
+        given = [(i, size) for i in around for size in arguments.of(self._recording.steps[i])]
+        for sizes, forms in (
+            (related, (Form.EQUAL,)),
+            (given, (Form.EQUAL,)),
+            ([(i, size) for i in meeting for size in _meeting_sizes(self._recording.steps[i])], (Form.EQUAL,)),
+            (related, MULTIPLES),
+            (given, MULTIPLES),
+        ):
+            further = self._try_singly(self._new_candidates(sizes, forms))
+            if further is not None:
+                return further
+        every = range(len(self._candidates))
+        return self._together(every) if len(every) <= MOST_ATTRIBUTES_AT_ONCE else None
 
-    def _new_candidates(self, sizes: Sequence[SizeArgument]) -> list[int]:
-        """Numbers of new candidates: attributes in or around the step's module that have one of these sizes, of which the
-        smaller copy has fewer."""
+    @property
+    def _raised(self) -> bool:
+        """Whether the forward itself raised an error: what it checked may be met just before, or just behind."""
+        return self._divergence.call is None
+
+    def _new_candidates(self, sizes: Iterable[tuple[int, SizeArgument]], forms: Sequence[Form]) -> list[int]:
+        """Numbers of new candidates: attributes in or around the step's module from which one of these sizes, each with the
+        number of its step, follows, and of which the smaller copy has fewer."""
         first = len(self._candidates)
-        modules = self._trial.modules
-        for size in sizes:
-            remaining = self._sizes.count(size.rows)
-            if remaining == size.size:
+        modules, at = self._trial.modules, self._divergence.step
+        for step, size in sizes:
+            if self._sizes.count(size.rows) == size.size:
                 continue
-            for path in modules_near(self._step.module, modules):
-                for attribute, entry in attributes_equal_to(size.size, modules.get(path)):
-                    key = path, attribute, entry
-                    if (key, remaining) not in self._known and key not in self._recording.size_attributes:
-                        self._known.add((key, remaining))
-                        self._candidates.append(SizeAttribute(*key, size.rows))
+            for path, behind in self._near.items():
+                if forms is MULTIPLES and is_torch_layer(modules.get(path)):
+                    continue
+                for attribute, entry, number in numbers_of(modules.get(path)):
+                    for form in forms:
+                        rows = form.rows(size.rows, number)
+                        if rows is not None and (form is Form.EQUAL or self._is_pure(rows)):
+                            self._add(_Candidate((path, attribute, entry), behind, rows, size, step - at, form), number)
         return list(range(first, len(self._candidates)))
 
-    def _search(self, new: Sequence[int]) -> Divergence | None:
+    def _is_pure(self, rows: Tensor) -> bool:
+        """Whether all labels of each row go together."""
+        units = self._structure.unit_of[rows]
+        return bool((units == units[:, :1]).all())
+
+    def _add(self, candidate: _Candidate, number: int) -> None:
+        """Makes it a candidate if it is none and the smaller copy has another number."""
+        remaining = self._sizes.count(candidate.rows)
+        known = candidate.place, remaining
+        if remaining != number and known not in self._known and candidate.place not in self._recording.size_attributes:
+            self._known.add(known)
+            self._candidates.append(candidate)
+
+    def _try_singly(self, new: Sequence[int]) -> Divergence | None:
         """Tries lists whole, then each attribute alone, then all at once."""
         lists: dict[tuple[str, str], list[int]] = {}
         for number in new:
-            candidate = self._candidates[number]
-            if candidate.entry is not None:
-                lists.setdefault((candidate.module, candidate.attribute), []).append(number)
+            module, attribute, entry = self._candidates[number].place
+            if entry:
+                lists.setdefault((module, attribute), []).append(number)
         attempts = [tuple(numbers) for numbers in lists.values() if len(numbers) > 1]
         attempts += [(number,) for number in new]
-        further = self.bisect(attempts[:MOST_ATTRIBUTES_TRIED])
-        if further is None and 1 < len(new) <= MOST_ATTRIBUTES_AT_ONCE:
-            further = self.bisect([tuple(new)])
-        return further
+        further = self._bisect(attempts[:MOST_ATTRIBUTES_TRIED])
+        return further or (self._together(new) if 1 < len(new) <= MOST_ATTRIBUTES_AT_ONCE else None)
 
-    def bisect(self, attempts: Sequence[tuple[int, ...]]) -> Divergence | None:
+    def _together(self, numbers: Sequence[int]) -> Divergence | None:
+        """Tries all of these at once; leaves those in force that are needed for the run to go on past the step."""
+        if len(numbers) < 2 or self._bisect([tuple(numbers)]) is None:
+            return None
+        needed = list(numbers)
+        for number in numbers:
+            fewer = [n for n in needed if n != number]
+            if fewer and self._try(fewer).step > self._divergence.step:
+                needed = fewer
+        return self._try(needed)
+
+    def _bisect(self, attempts: Sequence[tuple[int, ...]]) -> Divergence | None:
         """Bisects the attempts; returns where the run diverges with the first that gets past the step, and leaves that one
         in force. If all together change nothing, none does alone."""
         if not attempts:
             return None
-        before = dict(self._recording.size_attributes)
         numbers = list(dict.fromkeys(number for attempt in attempts for number in attempt))
         further = self._try(numbers)
         if len(attempts) == 1 and further.step > self._divergence.step:
             return further
-        self._recording.size_attributes = before
+        self._recording.size_attributes = dict(self._before_all)
         same_call = further.call == self._divergence.call is not None
         if len(attempts) == 1 or (further.step == self._divergence.step and same_call):
             return None
         half = (len(attempts) + 1) // 2
-        return self.bisect(attempts[:half]) or self.bisect(attempts[half:])
+        return self._bisect(attempts[:half]) or self._bisect(attempts[half:])
 
     def _try(self, numbers: Sequence[int]) -> Divergence:
-        """Where the run diverges with these candidates, which are in force from then on; past all steps, if it does not."""
+        """Where the run diverges with these candidates, which are in force from then on and no others; past all steps, if it
+        does not."""
+        self._recording.size_attributes = dict(self._before_all)
         for number in numbers:
             if number not in self._everywhere:
                 self._everywhere[number] = self._at_all_places(self._candidates[number])
@@ -137,29 +179,68 @@ class _AttributeSearch:
             self._outcomes[key] = diverges or Divergence(len(self._recording.steps) + 1, "")
         return self._outcomes[key]
 
-    def _at_all_places(self, candidate: SizeAttribute) -> dict[Key, SizeAttribute]:
+    def _at_all_places(self, candidate: _Candidate) -> dict[SizePlace, SizeAttribute]:
         """The same attribute in all modules of that class that run the same line, or that stand in the same place beside a
-        module that does."""
-        everywhere: dict[Key, SizeAttribute] = {(candidate.module, candidate.attribute, candidate.entry): candidate}
-        sizes = self._trial.arguments.related_sizes(self._step)
-        own = next((s for s in sizes if s.rows is candidate.rows or torch.equal(s.rows, candidate.rows)), None)
-        if own is None:
-            return everywhere
-        modules = self._trial.modules
-        for other in self._alike:
-            path = _moved(candidate.module, self._step.module, other.module)
-            holder = modules.get(path)
-            if path == candidate.module or type(holder) is not type(modules[candidate.module]):
+        module that does, with the numbers from which copies of these would make it."""
+        (module, attribute, _), modules, steps = candidate.place, self._trial.modules, self._recording.steps
+        counted = {candidate.place: candidate.rows}
+        for i in self._alike:
+            near, at = i + candidate.near, i + candidate.offset
+            if not 0 <= near < len(steps) or not 0 <= at < len(steps):
                 continue
-            for size in self._trial.arguments.related_sizes(other):
-                # a list that is passed on as it is held follows in all its places
-                whole_list = candidate.entry is not None and candidate.entry == own.entry
-                entry = size.entry if whole_list else candidate.entry
-                same = size.argument == own.argument and (size.entry == own.entry or entry == size.entry)
-                if same and (candidate.attribute, entry) in attributes_equal_to(size.size, holder):
-                    key = path, candidate.attribute, entry
-                    everywhere.setdefault(key, SizeAttribute(*key, size.rows))
-        return everywhere
+            path = _moved(module, steps[self._divergence.step + candidate.near].module, steps[near].module)
+            holder = modules.get(path)
+            if path == module or type(holder) is not type(modules[module]):
+                continue
+            for size in [*self._trial.arguments.related_sizes(steps[at]), *_meeting_sizes(steps[at])]:
+                entry = _same_place(candidate, size)
+                for name, where, number in numbers_of(holder) if entry is not None else ():
+                    rows = candidate.form.rows(size.rows, number)
+                    if (name, where) == (attribute, entry) and rows is not None:
+                        counted.setdefault((path, name, where), rows)
+        return {key: value for place, rows in counted.items() for key, value in self._with_behind(place, rows).items()}
+
+    def _with_behind(self, place: SizePlace, rows: Tensor) -> dict[SizePlace, SizeAttribute]:
+        """An attribute that counts these rows, with those from which copies would make it; none where copies would not have
+        it."""
+        path, attribute, entry = place
+        behind = numbers_behind(self._trial.modules[path], attribute, entry, self._sizes.count(rows))
+        places = [] if behind is None else [place, *((path, *other) for other in behind)]
+        return {key: SizeAttribute(*key, rows) for key in places}
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A number that a size may follow from."""
+
+    place: SizePlace
+    near: int
+    """How many steps behind the one that diverged that has its module near."""
+    rows: Tensor
+    """What it counts then, labels [n, m]."""
+    size: SizeArgument
+    """The size that follows from it, and how many steps behind the one that diverged that has it."""
+    offset: int
+    form: Form
+
+
+def _meeting_sizes(step: Step) -> list[SizeArgument]:
+    """Sizes of what an op works on and makes."""
+    return [*input_sizes(step), *output_sizes(step)]
+
+
+def _same_place(candidate: _Candidate, size: SizeArgument) -> Entry | None:
+    """Where in the same attribute of another module a size is from, if it is the like of the candidate's; else None.
+
+    A list that is passed on as it is held follows in all its places.
+    """
+    *_, entry = candidate.place
+    if size.argument != candidate.size.argument:
+        return None
+    whole_list = entry and entry == (candidate.size.entry,)
+    if whole_list and size.entry is not None:
+        return (size.entry,)
+    return entry if size.entry == candidate.size.entry else None
 
 
 def steps_alike(recording: Recording, step: Step) -> list[Step]:

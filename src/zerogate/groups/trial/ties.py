@@ -16,10 +16,11 @@ from zerogate.groups.trial.replay import Divergence
 from zerogate.groups.trial.size_attributes import find_size_attribute, steps_alike
 from zerogate.groups.trial.sizes import labels_among
 from zerogate.groups.trial.trial import Trial, random_kept
+from zerogate.modules.held_numbers import Entry
 from zerogate.structure import Structure
 
-Place = tuple[int, str, int | None]
-"""An attribute near a step: how far from its module (see `modules_near`), its name, and the place in it."""
+Place = tuple[int, str, Entry]
+"""A number near a step: how far from its module (see `modules_near`), the attribute, and where in it."""
 
 
 def find_tie(trial: Trial, structure: Structure, divergence: Divergence) -> Structure | None:

@@ -27,12 +27,12 @@ def follow_written_sizes(model: GraphModel, recording: Recording) -> None:
                 continue
             place = places.get((size.argument, size.entry))
             if place is not None:
-                counted = SizeAttribute(ARGUMENTS, attribute_of(node), place, size.rows)
+                counted = SizeAttribute(ARGUMENTS, attribute_of(node), (place,), size.rows)
             elif (factor := _counted_by_factor(node, size)) is not None:
                 counted = factor
             else:
                 continue
-            recording.size_attributes[counted.module, counted.attribute, counted.entry] = counted
+            recording.size_attributes[counted.key] = counted
 
 
 def _counted_by_factor(node: fx.Node, size: SizeArgument) -> SizeAttribute | None:
@@ -47,7 +47,7 @@ def _counted_by_factor(node: fx.Node, size: SizeArgument) -> SizeAttribute | Non
         return None
     ((_, _, factor),) = factors
     rows = _period(size.rows, factor)
-    return None if rows is None else SizeAttribute(ARGUMENTS, attribute_of(value), 0, rows)
+    return None if rows is None else SizeAttribute(ARGUMENTS, attribute_of(value), (0,), rows)
 
 
 def _period(rows: Tensor, length: int) -> Tensor | None:
