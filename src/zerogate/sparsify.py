@@ -94,7 +94,8 @@ def sparsify(
     with _without_collector():
         layout = _layout(model, example_inputs, kind, graph, allowed, gate_inputs, options, verify)
     if not layout.units:
-        raise WatchError(_nothing_to_remove(model, layout.structure))
+        plain = keep_class and not gate_inputs
+        raise WatchError(_nothing_to_remove(model, example_inputs, kind, layout.structure, allowed, plain))
     gate = HardConcrete() if gate is None else gate
     objective = Penalty() if objective is None else objective
     return Sparsified(model, example_inputs, layout, gate, objective, per_example=per_example, graph=graph)
@@ -205,10 +206,32 @@ def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozens
     return frozenset(matching)
 
 
-def _nothing_to_remove(model: nn.Module, structure: Structure) -> str:
-    reasons = "; ".join(dict.fromkeys(structure.refused.values()))
-    reasons = reasons or "it runs no convolution or linear layer with parameters"
-    return (
-        f"{type(model).__name__} has no unit that could be removed: {reasons}. Channels must lie between two "
-        'layers; unit="weight" gates single weights, gate_inputs=True the inputs'
-    )
+def _nothing_to_remove(
+    model: nn.Module, inputs: Inputs, unit: Unit, structure: Structure, allowed: UnitFilter, plain: bool
+) -> str:
+    """Why there is nothing to remove, and what else could be: only what has been tried and is there.
+
+    ``plain``: neither network inputs are gated nor a graph is cut."""
+    name, unread = type(model).__name__, [*dict.fromkeys(structure.reasons.values())]
+    if not structure.calls:
+        unread.append("no convolution, linear layer or matrix product with a parameter runs on the example inputs")
+    if not unit.changes_shapes:
+        return f"{name} has no weight that could be gated: {'; '.join(unread) or 'all layers are excluded'}"
+    why = "; ".join(dict.fromkeys([*structure.refused.values(), *unread]))
+    ways = []
+    if WEIGHT.layout(structure, dict(model.named_parameters()), Options()).units:
+        ways.append('unit="weight" gates single weights')
+    if plain and find_groups(model, inputs, allowed, label_inputs=True).units:
+        ways.append("gate_inputs=True gates the network's inputs")
+    if plain and _found_in_graph(model, inputs, allowed):
+        ways.append("keep_class=False removes channels in a graph of the model")
+    instead = f"; {', '.join(ways)}" if ways else ""
+    return f"{name} has no unit that could be removed: {why}. Channels must lie between two layers{instead}"
+
+
+def _found_in_graph(model: nn.Module, inputs: Inputs, allowed: UnitFilter) -> bool:
+    """Whether there is anything to remove with ``keep_class=False``."""
+    try:
+        return find_groups(model, inputs, allowed, graph=exported(model, inputs)).units > 0
+    except WatchError:
+        return False
