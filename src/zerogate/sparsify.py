@@ -33,7 +33,7 @@ from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
 from zerogate.sparsified import Sparsified
-from zerogate.structure import KINDS, Structure
+from zerogate.structure import KINDS
 
 UnitName = Literal["channel", "head", "weight"]
 
@@ -94,8 +94,7 @@ def sparsify(
     with _without_collector():
         layout = _layout(model, example_inputs, kind, graph, allowed, gate_inputs, options, verify)
     if not layout.units:
-        plain = keep_class and not gate_inputs
-        raise WatchError(_nothing_to_remove(model, example_inputs, kind, layout.structure, allowed, plain))
+        raise WatchError(_nothing_to_remove(model, example_inputs, layout, allowed, keep_class and not gate_inputs))
     gate = HardConcrete() if gate is None else gate
     objective = Penalty() if objective is None else objective
     return Sparsified(model, example_inputs, layout, gate, objective, per_example=per_example, graph=graph)
@@ -206,16 +205,15 @@ def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozens
     return frozenset(matching)
 
 
-def _nothing_to_remove(
-    model: nn.Module, inputs: Inputs, unit: Unit, structure: Structure, allowed: UnitFilter, plain: bool
-) -> str:
+def _nothing_to_remove(model: nn.Module, inputs: Inputs, layout: Layout, allowed: UnitFilter, plain: bool) -> str:
     """Why there is nothing to remove, and what else could be: only what has been tried and is there.
 
     ``plain``: neither network inputs are gated nor a graph is cut."""
-    name, unread = type(model).__name__, [*dict.fromkeys(structure.reasons.values())]
+    structure, name = layout.structure, type(model).__name__
+    unread = [*dict.fromkeys(structure.reasons.values())]
     if not structure.calls:
         unread.append("no convolution, linear layer or matrix product with a parameter runs on the example inputs")
-    if not unit.changes_shapes:
+    if not layout.unit.changes_shapes:
         return f"{name} has no weight that could be gated: {'; '.join(unread) or 'all layers are excluded'}"
     why = "; ".join(dict.fromkeys([*structure.refused.values(), *unread]))
     ways = []
