@@ -26,6 +26,8 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, object]]] = {
         SECOND,
         {"in_channels": 8, "out_channels": 4},
     ),
+    "Bilinear": (nn.Bilinear(5, 4, 3), (0, 1, 2), {"in1_features": 2, "in2_features": 2, "out_features": 2}),
+    "EmbeddingBag": (nn.EmbeddingBag(7, 4), SECOND, {"embedding_dim": 2, "num_embeddings": 7}),
     "Embedding": (nn.Embedding(7, 4), SECOND, {"embedding_dim": 2, "num_embeddings": 7}),
     "BatchNorm1d": (nn.BatchNorm1d(4), FIRST, {"num_features": 2}),
     "BatchNorm2d without weight": (nn.BatchNorm2d(4, affine=False), FIRST, {"num_features": 2}),
@@ -51,7 +53,7 @@ def test_every_class_of_the_table_is_tried() -> None:
 
 
 def test_other_layers_are_left_as_they_are() -> None:
-    layer = nn.Bilinear(2, 3, 4)
+    layer = nn.CrossEntropyLoss(torch.ones(4))
     before = dict(vars(layer))
     state_sizes(layer)
     assert vars(layer) == before

@@ -581,7 +581,8 @@ class InGroups(nn.Module):
         (nn.Conv2d(8, 8, 3, 1, 1, groups=4), 4),
         (nn.Conv2d(8, 16, 3, 1, 1, groups=2), 4),
         (nn.ConvTranspose2d(8, 8, 2, 2, groups=8), 8),
-        (nn.ConvTranspose2d(8, 8, 2, 2, groups=4), None),
+        (nn.ConvTranspose2d(8, 8, 2, 2, groups=4), 4),
+        (nn.ConvTranspose2d(8, 12, 2, 2, groups=2), 4),
     ],
 )
 def test_layers_in_groups_between_convolutions(layer: nn.Module, units: int | None) -> None:

@@ -22,13 +22,16 @@ Sizes = dict[str, int | tuple[int, ...]]
 def _convolution(layer: Any, shape: torch.Size) -> Sizes:
     if layer.transposed:  # its weight is [in, out / groups, *kernel]
         return {"in_channels": shape[0], "out_channels": shape[1] * layer.groups}
-    return {"in_channels": shape[1] * layer.groups, "out_channels": shape[0]}  # [out, in / groups, *kernel]
+    sizes = {"in_channels": shape[1] * layer.groups, "out_channels": shape[0]}  # [out, in / groups, *kernel]
+    return sizes | {"kernel_size": tuple(shape[2:])}  # which may cover channels
 
 
 LAYER_SIZES: dict[type[nn.Module], Callable[[Any, torch.Size], Sizes]] = {
     CONVOLUTION: _convolution,
     nn.Linear: lambda _, shape: {"in_features": shape[1], "out_features": shape[0]},
+    nn.Bilinear: lambda _, shape: {"in1_features": shape[1], "in2_features": shape[2], "out_features": shape[0]},
     nn.Embedding: lambda _, shape: {"embedding_dim": shape[1]},
+    nn.EmbeddingBag: lambda _, shape: {"embedding_dim": shape[1]},
     RUNNING_NORM: lambda _, shape: {"num_features": shape[0]},
     nn.LayerNorm: lambda _, shape: {"normalized_shape": tuple(shape)},
     nn.RMSNorm: lambda _, shape: {"normalized_shape": tuple(shape)},

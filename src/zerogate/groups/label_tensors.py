@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+class Sheets(list[Tensor]):
+    """Labels of one tensor whose entries have several each: an entry is removed with any of them. Every sheet varies along
+    dimensions of its own, as channels along one and units of token mixing along another."""
+
+
 def no_labels(shape: Sequence[int]) -> Tensor:
     """Label 0 everywhere."""
     return torch.zeros((), dtype=torch.int64).expand(tuple(shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from zerogate.groups.label_tensors import collapse, drop_expanded, rows_along, varying_dims
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.slices import make_slices_whole
 from zerogate.modules.index import owner_of
@@ -209,12 +211,24 @@ def _count_repeats(recording: Recording, unit_of: Tensor) -> list[LayerCall]:
     calls = list(recording.calls)
     if recording.repeated:
         weights = {c.weight for c in calls}
-        axes = {tuple(unit_of[v].tolist()): axis for axis, v in recording.axes.items() if axis[0] in weights}
-        for number, vector in recording.repeated.items():
-            axis = axes.get(tuple(unit_of[vector].tolist()))
-            if axis is not None and (unit_of[vector] >= 0).any():
-                calls[number] = replace(calls[number], macs=calls[number].macs / len(vector), repeats=axis)
+        axes = {_shares(unit_of[v]): axis for axis, v in recording.axes.items() if axis[0] in weights}
+        for number, labels in recording.repeated.items():
+            (units,) = drop_expanded(labels)
+            units = collapse(unit_of[units])
+            for dim in varying_dims(units):
+                axis = axes.get(_shares(rows_along(units, dim)[:, 0]))
+                if axis is not None:
+                    size = len(recording.axes[axis])
+                    calls[number] = replace(calls[number], macs=calls[number].macs / size, repeats=axis)
+                    break
     return calls
+
+
+def _shares(units: Tensor) -> tuple[tuple[int, int], ...]:
+    """Which share of a dimension each unit has, −1 for what stays: two dimensions with the same shares shrink alike."""
+    values, counts = units.unique(return_counts=True)
+    factor = math.gcd(*counts.tolist())
+    return tuple(zip(values.tolist(), (counts // factor).tolist(), strict=True))
 
 
 def _group(axes: _Axes, free: Tensor) -> tuple[list[Group], Tensor]:

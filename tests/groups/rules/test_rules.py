@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.arguments import tensors_among
-from zerogate.groups.label_tensors import no_labels
+from zerogate.groups.label_tensors import Sheets, labels_in, no_labels
 from zerogate.groups.labels import Labels
 from zerogate.groups.ops import spec_of
 from zerogate.groups.rules.op import Op, Out
@@ -60,6 +60,9 @@ class Notes:
     def labels_of(self, x: Tensor) -> Tensor | None:
         return self.labels.get(id(x))
 
+    def sheets_of(self, x: Tensor) -> list[Tensor]:
+        return [self.labels[id(x)]] if id(x) in self.labels else []
+
     def views_of(self, x: Tensor) -> list[View]:
         return self.views.get(id(x), [])
 
@@ -95,8 +98,8 @@ class Notes:
         produced = layer["dims"][1]
         return None if produced is None else self.classes.new(weight.shape[produced])
 
-    def record_repeated_layer(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
-        self.said.append(("repeated", vector.tolist(), macs))
+    def record_repeats(self, labels: Tensor) -> None:
+        self.said.append(("repeated", labels_in(labels).tolist()))
 
     def record_grouped_conv(
         self, weight: Tensor, bias: Tensor | None, vector: Tensor | None, macs: float, channel_dim: int
@@ -116,6 +119,7 @@ class Notes:
 
 def varying(labels: Out) -> list[int]:
     """The labels along the one dimension in which they vary."""
+    labels = labels[-1] if isinstance(labels, list) else labels
     assert isinstance(labels, Tensor)
     flat = [labels[tuple(slice(None) if d == dim else 0 for d in range(labels.ndim))] for dim in range(labels.ndim)]
     return max((x.tolist() for x in flat), key=lambda x: len(set(x)))
@@ -228,8 +232,10 @@ def test_a_layer_says_where_it_consumes_and_produces(notes: Notes) -> None:
 
 def test_a_layer_along_positions_leaves_channels_apart(notes: Notes) -> None:
     x = notes.channels(4, (2, 4, 7), 1)
-    assert varying(notes.ask(ATEN.linear.default, x, notes.parameter("w", 3, 7))) == [1, 2, 3, 4]
-    assert notes.said == [("repeated", [1, 2, 3, 4], 2 * 3 * 7)]
+    sheets = notes.ask(ATEN.linear.default, x, notes.parameter("w", 3, 7))
+    assert isinstance(sheets, Sheets)
+    assert [varying(labels) for labels in sheets] == [[1, 2, 3, 4], [5, 6, 7]]
+    assert notes.said == [("layer", (1, 0), 2 * 4, -1), ("repeated", [1, 2, 3, 4])]
 
 
 def test_channels_of_a_depthwise_convolution_pass(notes: Notes) -> None:

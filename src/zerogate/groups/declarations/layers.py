@@ -24,9 +24,10 @@ declare(
 )
 declare("linear mm bmm addmm baddbmm", Family.CONTRACTION, makes_channels=True, frees_parameters=True, one_dtype=True)
 declare("matmul", Family.CONTRACTION, makes_channels=True, one_dtype=True)
-declare("mv dot", Family.CONTRACTION, makes_channels=True)
+declare("mv dot addmv bilinear", Family.CONTRACTION, makes_channels=True, frees_parameters=True)
 declare(
-    """addbmm _grouped_mm embedding einsum scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+    """addbmm _grouped_mm embedding _embedding_bag _embedding_bag_forward_only einsum
+    scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
     _scaled_dot_product_attention_math""",
     Family.CONTRACTION,
     makes_channels=True,

@@ -237,13 +237,6 @@ class ParameterTable:
         self._record(owner_of(name), name, None, (name, 0), macs, channel_dim)
         return vector
 
-    def record_repeated_layer(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
-        """Records a layer that runs once for each of these channels and leaves them apart; ``macs``: per channel."""
-        views = self.views_of(weight)
-        name = views[0].name if len(views) == 1 and views[0].name in self._trainable else ""
-        self._recording.repeated[len(self._recording.calls)] = vector
-        self._record(owner_of(name), name, None, None, macs * len(vector), channel_dim)
-
     def _record(
         self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int
     ) -> None:

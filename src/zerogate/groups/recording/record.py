@@ -21,8 +21,8 @@ from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute, SizePlace
 NOT_ALWAYS = "{} is used with and without removable channels"
 
 ResultLabels = Tensor | list[Tensor] | None
-"""Labels of a result: one tensor of its shape; None where nothing of it can be removed; for a parameter that was moved,
-a list with the labels along each of its dimensions."""
+"""Labels of a result: one tensor of its shape; None where nothing of it can be removed; a list where there are several
+sheets of labels, or, for a parameter that was moved, with the labels along each of its dimensions."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Recording:
     calls: list[LayerCall] = field(default_factory=list)
     """Every run of a layer, in order."""
     repeated: dict[int, Tensor] = field(default_factory=dict)
-    """Number of a call that runs once for each channel → labels of these channels."""
+    """Number of a call that runs once for each channel of its input → labels of these channels, of the input's shape."""
     inputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """Labels of the network's own inputs, if they are asked for."""
     unfollowed: dict[str, str] = field(default_factory=dict)

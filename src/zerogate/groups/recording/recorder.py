@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -12,16 +12,18 @@ from torch.utils._pytree import tree_leaves
 from zerogate.errors import first_line
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, tensors_among, without_tensors
 from zerogate.groups.graph.graph_model import GraphModel
-from zerogate.groups.label_tensors import collapse, drop_expanded, no_labels, varying_dims
+from zerogate.groups.label_tensors import Sheets, collapse, drop_expanded, no_labels, varying_dims
 from zerogate.groups.ops import Family
 from zerogate.groups.recording.memory import Memory
 from zerogate.groups.recording.module_calls import ModuleCalls
 from zerogate.groups.recording.parameters import ParameterTable
 from zerogate.groups.recording.record import MovedParameter, Recording, SliceConstraint, Step
+from zerogate.groups.recording.sheets import ask_on_sheets
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
+from zerogate.groups.rules.layers import record_macs
 from zerogate.groups.rules.op import Op, Out
-from zerogate.groups.rules.protocol import Freeze, UnknownValue, View
+from zerogate.groups.rules.protocol import Freeze, UnknownValue
 from zerogate.groups.rules.registry import rule_of
 from zerogate.groups.rules.views import follow_views
 from zerogate.modules.run import Inputs
@@ -44,6 +46,8 @@ class Recorder:
         self.inputs = self.recording.prepared(inputs)
         self._is_graph = isinstance(model, GraphModel)
         self._labels: TensorMap[Tensor] = self.tracer.tensor_map()
+        self._further: TensorMap[list[Tensor]] = self.tracer.tensor_map()
+        """Further sheets of labels, of tensors that have any; see `Sheets`."""
         self._deferred: TensorMap[tuple[Tensor, str]] = self.tracer.tensor_map()
         """Result → labels that stay if any op uses it, and why."""
         self._constants: TensorMap[Tensor | None] = self.tracer.tensor_map()
@@ -53,7 +57,11 @@ class Recorder:
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         first = next((x for x in tensors if x.ndim), None)
         examples = first.shape[0] if first is not None and first.shape[0] else 1
-        self._parameters = ParameterTable(model, self.recording, self.tracer, self._labels, examples)
+        self._parameters = table = ParameterTable(model, self.recording, self.tracer, self._labels, examples)
+        self.views_of, self.attach, self.attach_view = table.views_of, table.attach, table.attach_view
+        self.make_channels, self.record_layer = table.make_channels, table.record_layer
+        self.record_grouped_conv = table.record_grouped_conv
+        self.record_norm, self.state_size = self._modules.record_norm, self._modules.state_size
         if label_inputs:
             for x in tensors:
                 if x.is_floating_point() and x.ndim > 1:
@@ -66,8 +74,9 @@ class Recorder:
     def labels_of(self, x: Tensor) -> Tensor | None:
         return self._labels.get(x)
 
-    def views_of(self, x: Tensor) -> list[View]:
-        return self._parameters.views_of(x)
+    def sheets_of(self, x: Tensor) -> list[Tensor]:
+        first = self._labels.get(x)
+        return [] if first is None else [first, *self._further.get(x, ())]
 
     def value_of(self, x: Tensor) -> Tensor | None:
         return self.tracer.value_of(x)
@@ -104,43 +113,8 @@ class Recorder:
         else:
             self.unite(met, before)
 
-    def attach(self, parameter: Tensor, dim: int, vector: Tensor) -> None:
-        self._parameters.attach(parameter, dim, vector)
-
-    def attach_view(self, view: View, labels: Tensor) -> None:
-        self._parameters.attach_view(view, labels)
-
-    def make_channels(self, x: Tensor, dims: Collection[int]) -> Tensor:
-        return self._parameters.make_channels(x, dims)
-
-    def record_layer(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        *,
-        entering: Tensor | None,
-        dims: tuple[int | None, int | None],
-        macs: float,
-        channel_dim: int = 0,
-        repeats: int = 1,
-    ) -> Tensor | None:
-        return self._parameters.record_layer(
-            weight, bias, entering=entering, dims=dims, macs=macs, channel_dim=channel_dim, repeats=repeats
-        )
-
-    def record_repeated_layer(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
-        self._parameters.record_repeated_layer(weight, vector, macs, channel_dim)
-
-    def record_grouped_conv(
-        self, weight: Tensor, bias: Tensor | None, vector: Tensor | None, macs: float, channel_dim: int
-    ) -> Tensor | None:
-        return self._parameters.record_grouped_conv(weight, bias, vector, macs, channel_dim)
-
-    def record_norm(self, labels: Tensor) -> bool:
-        return self._modules.record_norm(labels)
-
-    def state_size(self, attribute: str, value: int | tuple[int, ...], rows: Tensor) -> None:
-        self._modules.state_size(attribute, value, rows)
+    def record_repeats(self, labels: Tensor) -> None:
+        self.recording.repeated[len(self.recording.calls) - 1] = labels
 
     # What the tracer tells: see `Listener`.
 
@@ -154,13 +128,12 @@ class Recorder:
         op = Op(self, func, args, kwargs, out, tensors)
         for x in op.tensors:
             self.labels_from_memory(x)
-        entering = [known for x in op.tensors if (known := self._labels.get(x)) is not None]
+        entering = [labels for x in op.tensors for labels in self.sheets_of(x)]
         outputs = tensors_among(out)
         for x in op.tensors:
             self.flush_deferred(x)
-        labels = self._ask_rule(op, bool(entering))
-        for x, own in zip(outputs, labels if isinstance(labels, list) else [labels] * len(outputs), strict=True):
-            self._set_labels(op, x, own)
+        for x, own in zip(outputs, self._labels_of_results(op, bool(entering)), strict=True):
+            self._set_sheets(op, x, own)
         self._follow_constants(op, outputs)
         if not op.spec.layout_only:
             self._add_step(op, entering, outputs)
@@ -187,7 +160,7 @@ class Recorder:
         for x in outputs:
             self.labels_from_memory(x)
             self.flush_deferred(x)
-            if (labels := self.labels_of(x)) is not None:
+            for labels in self.sheets_of(x):
                 self.recording.labels.freeze(collapse(labels), "an output of the network")
 
     def finish(self) -> Recording:
@@ -198,8 +171,18 @@ class Recorder:
 
     # One op.
 
+    def _labels_of_results(self, op: Op, labelled: bool) -> Sequence[Tensor | Sheets | None]:
+        """Labels of each result: one tensor, all sheets of them, or None."""
+        if self._further and any(x in self._further for x in op.tensors):
+            return ask_on_sheets(self, op, lambda one: self._ask_rule(one, True))
+        labels = self._ask_rule(op, labelled)
+        if isinstance(labels, list) and not isinstance(labels, Sheets):
+            return labels
+        return [labels] * len(tensors_among(op.out))
+
     def _ask_rule(self, op: Op, labelled: bool) -> Out:
         """Labels of the results, by the op's rule; where it has none or gives up, what enters stays."""
+        calls = len(self.recording.calls)
         try:
             rule = rule_of(op.spec)
             if rule is not None and (labelled or op.spec.makes_channels):
@@ -209,6 +192,8 @@ class Recorder:
             self._follow_parameters(op)
         except Freeze as reason:
             self._freeze_all(op, str(reason))
+            if op.spec.makes_channels and len(self.recording.calls) == calls:
+                record_macs(op)
         except UnknownValue:
             raise
         except Exception as error:  # arguments of a kind that the rule does not know
@@ -230,8 +215,7 @@ class Recorder:
     def _freeze_all(self, op: Op, reason: str) -> None:
         where = self.tracer.where(reason)
         for x in op.tensors:
-            labels = self.labels_of(x)
-            if labels is not None:
+            for labels in op.sheets(x):
                 self.recording.labels.freeze(labels, where)
         if not op.spec.frees_parameters:
             self._read_unfollowed(op, where)
@@ -240,6 +224,20 @@ class Recorder:
         for x in op.tensors:
             for view in self.views_of(x):
                 self.recording.unfollowed.setdefault(view.name, where)
+
+    def _set_sheets(self, op: Op, tensor: Tensor, sheets: Tensor | Sheets | None) -> None:
+        """Notes the labels of a result, one tensor or several sheets."""
+        many = sheets if isinstance(sheets, list) else Sheets()
+        further = many[1:]
+        self._set_labels(op, tensor, sheets if isinstance(sheets, Tensor) else many[0] if many else None)
+        known = self._further.pop(tensor, None) or []
+        if further:
+            self._further[tensor] = further
+        for labels in further:
+            if any(tensor is x for x in op.tensors) and not known:
+                self.freeze(labels, f"{op.name} writes into a tensor that held no such units")
+            if len(varying_dims(labels)) > 1:
+                self._constrain(labels, f"{op.name} folds channels into {tuple(labels.shape)}")
 
     def _set_labels(self, op: Op, tensor: Tensor, labels: Tensor | None) -> None:
         before = self._labels.get(tensor)
@@ -278,6 +276,9 @@ class Recorder:
             if is_factory and x.is_contiguous():
                 self._memory.add(x)
 
+    def _sheets_of_result(self, x: Tensor) -> Tensor | list[Tensor] | None:
+        return self.sheets_of(x) if x in self._further else self._labels.get(x)
+
     def _add_step(self, op: Op, entering: list[Tensor], outputs: list[Tensor]) -> None:
         step = Step(
             op.name,
@@ -287,7 +288,7 @@ class Recorder:
             cast(Args, without_tensors(op.args)),
             {name: without_tensors(x) for name, x in op.kwargs.items()},
             entering,
-            [(tuple(x.shape), self._labels.get(x)) for x in outputs],
+            [(tuple(x.shape), self._sheets_of_result(x)) for x in outputs],
             self.tracer.node,
         )
         self.recording.steps.append(step)

@@ -7,7 +7,6 @@ met there; so the channels of one attention head come out as one class without a
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from zerogate.groups.label_tensors import (
@@ -18,34 +17,10 @@ from zerogate.groups.label_tensors import (
     labels_in,
     max_over,
     no_labels,
-    rows_along,
     varying_dims,
 )
 from zerogate.groups.rules.op import Op
 from zerogate.groups.rules.protocol import Freeze, View
-
-
-def entering_channels(op: Op, x: Tensor, dim: int) -> Tensor | None:
-    """Labels along the dimension that is summed, [size]; None where nothing there could be removed."""
-    labels = op.labels(x)
-    if labels is None and op.views(x):
-        labels = op.context.make_channels(x, {dim % x.ndim})
-    return None if labels is None else op.channels(labels, dim)
-
-
-def pass_by(op: Op, x: Tensor, weight: Tensor, dim: int, macs: float) -> Tensor | None:
-    """Labels of a result whose input has its channels along other dimensions than the one that is summed: a layer along
-    positions leaves channels apart. None where it is not so."""
-    labels = op.labels(x)
-    vary = [] if labels is None else varying_dims(labels)
-    if labels is None or not vary or dim % x.ndim in vary:
-        return None
-    n = x.shape[vary[0]]
-    if len(vary) == 1:
-        op.context.record_repeated_layer(weight, rows_along(labels, vary[0])[:, 0], macs / n, dim)
-    else:
-        op.context.record_repeated_layer(weight, torch.zeros(1, dtype=torch.int64), macs, dim)
-    return labels.narrow(dim, 0, 1).expand(op.out.shape)
 
 
 def whole_parameter(op: Op, x: Tensor) -> View | None:

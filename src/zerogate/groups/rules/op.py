@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, bind
-from zerogate.groups.label_tensors import collapse, max_over, no_labels, rows_along, varying_dims
+from zerogate.groups.label_tensors import Sheets, collapse, max_over, no_labels, rows_along, varying_dims
 from zerogate.groups.ops import OPS, Family, spec_of
 from zerogate.groups.rules.protocol import Freeze, RuleContext, View
 
@@ -45,6 +45,10 @@ class Op:
     def labels(self, x: object) -> Tensor | None:
         """Labels of an argument; None where nothing of it could be removed."""
         return self.context.labels_of(x) if isinstance(x, Tensor) else None
+
+    def sheets(self, x: object) -> list[Tensor]:
+        """All labels of an argument, one tensor of them or several; see `Sheets`."""
+        return self.context.sheets_of(x) if isinstance(x, Tensor) else []
 
     def labels_or_zero(self, x: Tensor) -> Tensor:
         """Labels of an argument, 0 where nothing of it could be removed."""
@@ -102,8 +106,9 @@ class Op:
         return labels if isinstance(self.out, Tensor) else [labels] * len(self.out)
 
 
-Out = Tensor | list[Tensor | None] | None
-"""Labels of an op's result(s): one tensor, a list with an entry for each result, None where no labels come out."""
+Out = Tensor | Sheets | list[Tensor | None] | None
+"""Labels of an op's result(s): one tensor, all sheets of one result, a list with an entry for each result, None where no
+labels come out. A rule that returns one tensor is asked again for every further sheet of what enters."""
 Rule = Callable[[Op], Out]
 RULES: dict[str | Family, Rule] = {}
 """ATen op, or family of ops → its rule. An op's own rule goes before that of its family."""

@@ -63,6 +63,9 @@ class RuleContext(Protocol):
     def labels_of(self, x: Tensor) -> Tensor | None:
         """A tensor's labels; None where nothing of it could be removed."""
 
+    def sheets_of(self, x: Tensor) -> list[Tensor]:
+        """All of a tensor's labels, see `Sheets`: those of `labels_of` first."""
+
     def views_of(self, x: Tensor) -> list[View]:
         """Parameters and buffers that a tensor is made of, and of no activation."""
 
@@ -129,8 +132,9 @@ class RuleContext(Protocol):
             repeats: the layer has as many groups of channels, and those at one place of all groups are tied.
         """
 
-    def record_repeated_layer(self, weight: Tensor, vector: Tensor, macs: float, channel_dim: int) -> None:
-        """Records a layer that runs once for each of these channels and leaves them apart; ``macs``: per channel."""
+    def record_repeats(self, labels: Tensor) -> None:
+        """Says that the layer recorded last runs once for each of its input's channels with these labels, and leaves them
+        apart."""
 
     def record_grouped_conv(
         self, weight: Tensor, bias: Tensor | None, vector: Tensor | None, macs: float, channel_dim: int
