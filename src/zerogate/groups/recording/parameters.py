@@ -169,6 +169,9 @@ class ParameterTable:
         whole = views[0] if len(views) == 1 and not views[0].changed and views[0].name in self._trainable else None
         consumed, produced = dims
         own_in, own_out = (None if whole is None or d is None else self._own_dim(whole, weight, d) for d in dims)
+        if whole is not None:  # a vector that was made a matrix of one row or column has no channels along these
+            consumed = None if own_in is None and consumed is not None and weight.shape[consumed] == 1 else consumed
+            produced = None if own_out is None and produced is not None and weight.shape[produced] == 1 else produced
         if whole is None or (own_in is None) != (consumed is None) or (own_out is None) != (produced is None):
             sizes = [weight.shape[d] for d in dims if d is not None]
             self._record("", "", None, None, macs * math.prod(sizes), channel_dim)

@@ -215,8 +215,10 @@ class Recorder:
     def _freeze_all(self, op: Op, reason: str) -> None:
         where = self.tracer.where(reason)
         for x in op.tensors:
-            for labels in op.sheets(x):
-                self.recording.labels.freeze(labels, where)
+            every = op.spec.family is Family.CONTRACTION  # others are asked again about each further sheet
+            for labels in op.sheets(x) if every else [op.labels(x)]:
+                if labels is not None:
+                    self.recording.labels.freeze(labels, where)
         if not op.spec.frees_parameters:
             self._read_unfollowed(op, where)
 

@@ -68,6 +68,10 @@ def _spelled_out(equation: str, dims: list[int]) -> tuple[list[str], str]:
     return words, out.replace("...", dots)
 
 
+_Lettered = tuple[str, Tensor | None]
+"""Letters of dimensions, and labels along them; None where there are none."""
+
+
 class _Contraction:
     """The steps of one einsum.
 
@@ -110,23 +114,41 @@ class _Contraction:
         for x, weight in ((left, right), (right, left)):
             if weight.parameter is not None:
                 return self._layer(x, weight, order)
-        if not left.sheets and not right.sheets:
-            return _Part(order, [])
-        if len(left.sheets) > 1 or len(right.sheets) > 1:
-            raise Freeze(f"einsum {self._op.args[0]} of channels along several dimensions")
-        return _Part(order, [self._of_activations(left, right, order)])
+        return _Part(order, [s for a, b in self._pairs(left, right) for s in self._met(left, right, a, b, order)])
 
-    def _of_activations(self, left: _Part, right: _Part, order: str) -> Tensor:
-        batch = [c for c in left.letters if c in right.letters and c in order]
-        summed = [c for c in left.letters if c in right.letters and c not in order]
-        rows = [c for c in left.letters if c not in right.letters]
-        columns = [c for c in right.letters if c not in left.letters]
+    def _pairs(self, left: _Part, right: _Part) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Sheets of two parts that lie along the same letters, with None where one has no such sheet."""
+        pairs: list[tuple[Tensor | None, Tensor | None]] = []
+        rest = list(right.sheets)
+        single = len(left.sheets) == len(right.sheets) == 1
+        for s in left.sheets:
+            along = {left.letters[d] for d in varying_dims(s)}
+            same = [t for t in rest if single or along & {right.letters[d] for d in varying_dims(t)}]
+            rest = [t for t in rest if not same or t is not same[0]]
+            pairs.append((s, same[0] if same else None))
+        return pairs + [(None, t) for t in rest]
 
-        def as_matrices(part: _Part, kinds: list[list[str]]) -> Tensor:
+    def _met(self, left: _Part, right: _Part, a: Tensor | None, b: Tensor | None, order: str) -> list[Tensor]:
+        """Labels of a product of two activations, by one sheet of each."""
+        try:
+            return [self._of_activations((left.letters, a), (right.letters, b), order)]
+        except Freeze as reason:  # of these two; what others have consumed goes all the same
+            for labels in (a, b):
+                if labels is not None:
+                    self._op.context.freeze(labels, str(reason))
+            return []
+
+    def _of_activations(self, left: _Lettered, right: _Lettered, order: str) -> Tensor:
+        (one, _), (other, _) = left, right
+        batch = [c for c in one if c in other and c in order]
+        summed = [c for c in one if c in other and c not in order]
+        rows, columns = [c for c in one if c not in other], [c for c in other if c not in one]
+
+        def as_matrices(part: _Lettered, kinds: list[list[str]]) -> Tensor:
             """Labels of an operand as a batch of matrices."""
-            shape = [self._size[c] for c in part.letters]
-            labels = part.sheets[0] if part.sheets else no_labels(shape)
-            labels = labels.permute([part.letters.index(c) for kind in kinds for c in kind])
+            letters, labels = part
+            labels = no_labels([self._size[c] for c in letters]) if labels is None else labels
+            labels = labels.permute([letters.index(c) for kind in kinds for c in kind])
             return labels.reshape(
                 *(self._size[c] for c in kinds[0]), *(math.prod(self._size[c] for c in k) for k in kinds[1:])
             )
@@ -146,50 +168,63 @@ class _Contraction:
         if not x.sheets and x.parameter is not None:
             x = _Part(x.letters, [op.context.make_channels(x.parameter, {x.letters.index(c) for c in summed})])
         shared = {x.letters.index(c) for c in own if c in x.letters and c in order}
-        if any(shared & set(varying_dims(s)) for s in x.sheets):
-            return self._stacked(x, weight, order, summed)
+        parts = [self._with_parts(s, x, weight, summed) if shared & set(varying_dims(s)) else s for s in x.sheets]
+        x = _Part(x.letters, parts)
         if not summed:  # an outer product: channels pass, and what the parameter adds stays
             return _Part(order, [self._moved(s, x.letters, order) for s in x.sheets])
-        channel = summed[0]
-        sheets = []
-        for s in x.sheets:
-            over = [c for c in summed if x.letters.index(c) in varying_dims(s)]
-            if over:
-                channel = over[0]
-                s = op.tie_all_along(s, {x.letters.index(c) for c in over[1:]}) if over[1:] else s
-            sheets.append(s)
+        channel, sheets = self._summed_channels(x, summed)
         macs = self._macs(x, weight) / self._size[channel] / (self._size[new[0]] if new else 1)
         dims = own.index(channel), own.index(new[0]) if new else None
-        at = x.letters.index(channel) - len(x.letters)
-        kept = "".join(c for c in x.letters if c not in summed or c == channel)  # the others are tied already
-        sheets = [self._without(s, x.letters, kept) for s in sheets]
-        place = kept.index(channel)
-        shape = tuple(1 if c == channel else self._size[c] for c in kept)
-        if new:
-            shape = (*shape[:place], self._size[new[0]], *shape[place + 1 :])
-        layer = Layer(parameter, None, dims, at, place - len(kept) if new else None, macs)
-        made = read_sheets(op, sheets, len(kept), layer._replace(channel_dim=place - len(kept)), shape)
-        letters = kept.replace(channel, new[0] if new else "")
-        out = [s if new else s.squeeze(place) for s in made or ()] if isinstance(made, Sheets) else []
-        return _Part(order, [self._moved(s, letters, order) for s in out])
-
-    def _stacked(self, x: _Part, weight: _Part, order: str, summed: list[str]) -> _Part:
-        """A matrix for each part of the input: the parts of the parameter go with these, and nothing else does."""
-        op, parameter = self._op, weight.parameter
-        if len(x.sheets) > 1 or parameter is None:
-            raise Freeze(f"einsum {op.args[0]} of channels along several dimensions")
-        labels = op.tie_along(x.sheets[0], {x.letters.index(c) for c in summed})
-        own = self._moved(
-            self._without(labels, x.letters, "".join(c for c in x.letters if c in weight.letters)),
-            "".join(c for c in x.letters if c in weight.letters),
-            weight.letters,
+        place = x.letters.index(channel)
+        shape = [
+            1 if c in summed else self._size[c] for c in x.letters
+        ]  # along the others that are summed all are tied
+        shape[place] = self._size[new[0]] if new else 1
+        further = (
+            self._further_channels(parameter, own, new, order)
+            if not any(place not in varying_dims(s) for s in sheets)
+            else []
         )
-        for view in op.views(parameter):
+        at = place - len(x.letters)
+        layer = Layer(parameter, None, dims, at, at if new else None, macs)
+        made = read_sheets(op, sheets, len(x.letters), layer, tuple(shape))
+        letters = x.letters.replace(channel, new[0]) if new else x.letters
+        for s in further:
+            op.context.record_repeats(s)
+        return _Part(order, [self._moved(s, letters, order) for s in made] + further)
+
+    def _summed_channels(self, x: _Part, summed: list[str]) -> tuple[str, list[Tensor]]:
+        """The letter along which a layer consumes, and the sheets of its input, which vary along no other summed letter."""
+        channel, sheets = "", []
+        for s in x.sheets:
+            over = [c for c in summed if x.letters.index(c) in varying_dims(s)]
+            if over and channel:
+                self._op.context.freeze(s, f"einsum {self._op.args[0]} sums over channels along several dimensions")
+                continue
+            if over:
+                channel = over[0]
+                s = self._op.tie_all_along(s, {x.letters.index(c) for c in over[1:]}) if over[1:] else s
+            sheets.append(s)
+        return channel or summed[0], sheets
+
+    def _further_channels(self, parameter: Tensor, own: str, new: list[str], order: str) -> list[Tensor]:
+        """Labels along the second of a parameter's dimensions of outputs, a sheet of their own: of a layer that costs
+        nothing, since that along the first counts it."""
+        if len(new) != 2:
+            return []
+        dims = None, own.index(new[1])
+        made = self._op.context.record_layer(parameter, None, entering=None, dims=dims, macs=0.0)
+        return [] if made is None else [self._moved(made, new[1], order)]
+
+    def _with_parts(self, labels: Tensor, x: _Part, weight: _Part, summed: list[str]) -> Tensor:
+        """Labels of an input that has a matrix for each of its parts: those of the parameter go with these."""
+        op = self._op
+        labels = op.tie_along(labels, {x.letters.index(c) for c in summed})
+        shared = "".join(c for c in x.letters if c in weight.letters)
+        own = self._moved(self._without(labels, x.letters, shared), shared, weight.letters)
+        for view in op.views(weight.parameter):
             op.context.attach_view(view, own)
-        if summed:
-            op.context.record_layer(parameter, None, entering=None, dims=(None, None), macs=self._macs(x, weight))
-            op.context.record_repeats(labels)
-        return _Part(order, [self._moved(labels, x.letters, order)])
+        return labels
 
     def _macs(self, x: _Part, weight: _Part) -> float:
         return math.prod(self._size[c] for c in dict.fromkeys(x.letters + weight.letters))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from zerogate.groups.label_tensors import Sheets, any_in, collapse, drop_expanded, varying_dims
-from zerogate.groups.rules.op import Op, Out
+from zerogate.groups.rules.op import Op
 
 
 class Layer(NamedTuple):
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
     repeats: int = 1
 
 
-def read_channels(op: Op, x: Tensor, layer: Layer, shape: tuple[int, ...] = ()) -> Out:
+def read_channels(op: Op, x: Tensor, layer: Layer, shape: tuple[int, ...] = ()) -> Sheets:
     """Records a layer that reads x and returns the labels of its result.
 
     Args:
@@ -49,7 +49,7 @@ def read_channels(op: Op, x: Tensor, layer: Layer, shape: tuple[int, ...] = ()) 
     return read_sheets(op, sheets, x.ndim, layer, shape)
 
 
-def read_sheets(op: Op, sheets: list[Tensor], ndim: int, layer: Layer, shape: tuple[int, ...]) -> Out:
+def read_sheets(op: Op, sheets: list[Tensor], ndim: int, layer: Layer, shape: tuple[int, ...]) -> Sheets:
     """`read_channels` of an input with these sheets of labels, which has ``ndim`` dimensions."""
     dim = layer.channel_dim % ndim
     passing = [s for s in sheets if (vary := varying_dims(s)) and dim not in vary]
@@ -73,7 +73,7 @@ def read_sheets(op: Op, sheets: list[Tensor], ndim: int, layer: Layer, shape: tu
         out.append(collapse((s.squeeze(dim) if len(shape) < ndim else s).expand(shape)))
     if new is not None and layer.place is not None:
         out.append(new.view(-1, *[1] * (-layer.place - 1)).expand(shape))
-    return Sheets(out) if out else None
+    return Sheets(out)
 
 
 def record_macs(op: Op) -> None:

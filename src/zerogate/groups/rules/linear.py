@@ -35,7 +35,8 @@ def _embedding(op: Op) -> Out:
 def _embedding_bag(op: Op) -> Out:
     """Rows of each bag added up, averaged, or the largest of each column: columns stay apart."""
     new = op.context.record_layer(op.bound["weight"], None, entering=None, dims=(None, 1), macs=0.0, channel_dim=-1)
-    return op.first_result(None if new is None else new.expand(op.results[0].shape))
+    shape = op.results[0].shape  # that of the places of the largest, too
+    return [None if new is None or x.shape != shape else new.expand(shape) for x in op.results]
 
 
 @rule("bilinear")
