@@ -14,7 +14,7 @@ from zerogate.groups.recording.twin import twin_of
 from zerogate.groups.trial.confirm import confirm
 from zerogate.groups.trial.trial import Trial
 from zerogate.groups.trial.written_sizes import follow_written_sizes
-from zerogate.groups.units import UnitFilter, find_units
+from zerogate.groups.units import UnitFilter, find_units, freeze_other_kinds
 from zerogate.modules.run import Inputs, kept_rng
 from zerogate.structure import Structure
 
@@ -41,14 +41,27 @@ def find_groups(
     Raises `WatchError` where the model cannot be copied, rejects the inputs or returns no tensor.
     """
     whole = model if graph is None else graph
-    recording = watch(whole, inputs, label_inputs=label_inputs)
-    with kept_rng(model):
-        if graph is not None:
-            follow_written_sizes(graph, recording)
-        structure = find_units(recording, allowed)
-        structure = follow_norms(model, recording, structure, allowed, graph)
-        twin = twin_of(whole, meta=False) if recording.twin is None else recording.twin
-        return confirm(Trial(twin, inputs, recording, allowed), structure, multiple)
+
+    def search(alone: str = "", reason: str = "") -> tuple[Structure, Trial]:
+        recording = watch(whole, inputs, label_inputs=label_inputs)
+        with kept_rng(model):
+            if graph is not None:
+                follow_written_sizes(graph, recording)
+            structure = find_units(recording, allowed)
+            if alone:
+                freeze_other_kinds(recording, structure, alone, reason)
+                structure = find_units(recording, allowed)
+            structure = follow_norms(model, recording, structure, allowed, graph)
+            twin = twin_of(whole, meta=False) if recording.twin is None else recording.twin
+            trial = Trial(twin, inputs, recording, allowed)
+            return confirm(trial, structure, multiple), trial
+
+    found, trial = search()
+    for kind, units in trial.possible.items():
+        if len(trial.possible) > 1 and units > found.units:  # asking for more kinds of unit must not find fewer
+            reason = f"more can go where {kind}s go alone; with both, {trial.why_lost}"
+            found = max(found, search(kind, reason)[0], key=lambda structure: structure.units)
+    return found
 
 
 def find_layers(model: nn.Module, inputs: Inputs, exclude: Collection[str] = ()) -> Structure:

@@ -40,5 +40,8 @@ SEEDS_OF_A_TIE = (1, 2, 3)
 right by chance with others. A tie that none of them gets past the op is undone."""
 
 STEPS_BEFORE = 3
-"""Steps before the one that diverges whose channels stay, too, as a last resort: a size may be computed just before.
-Where that does not help, all channels of the network stay."""
+"""Steps before the one that diverges in which it is looked first for what must stay: a size may be computed just before.
+Where that does not help, it is looked for among all groups."""
+
+MOST_RUNS_FOR_A_LOSS = 64
+"""Runs in which the fewest groups that must stay are looked for; beyond, those stay that are left by then."""

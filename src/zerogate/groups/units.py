@@ -55,6 +55,13 @@ def freeze_unavailable(recording: Recording, exclude: Collection[str]) -> None:
             recording.labels.freeze(vector, recording.unfollowed[tensor])
 
 
+def freeze_other_kinds(recording: Recording, structure: Structure, kind: str, reason: str) -> None:
+    """Freezes the labels of all units that are of another kind than this."""
+    others = torch.tensor([group.kind != kind for group in structure.groups], dtype=torch.bool)
+    unit_of, group = structure.unit_of, structure.group_of_unit
+    recording.labels.freeze(((unit_of >= 0) & others[group[unit_of]]).nonzero().flatten(), reason)
+
+
 class _Axes:
     """All axes of a recording one after another, with the class of labels at each index."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import zerogate as zg
 from hand_made import Chain, along, step_of
 from support import close_randomly
+from zerogate.groups.find import find_groups
 from zerogate.groups.trial.replay import Divergence, OpCall
 from zerogate.groups.trial.size_attributes import find_size_attribute
 from zerogate.groups.trial.sizes import Sizes
@@ -63,8 +64,7 @@ def test_attributes_that_nothing_reads_are_tried_at_once(monkeypatch: Any) -> No
         return run(*args)
 
     monkeypatch.setattr(Trial, "run", counted)
-    with pytest.raises(zg.WatchError, match="view to a size that is written down"):
-        zg.sparsify(Literal(), torch.randn(4, 5))
+    assert not find_groups(Literal(), torch.randn(4, 5), UnitFilter()).units
     assert len(runs) <= 4
 
 

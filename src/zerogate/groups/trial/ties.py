@@ -23,14 +23,15 @@ Place = tuple[int, str, Entry]
 """A number near a step: how far from its module (see `modules_near`), the attribute, and where in it."""
 
 
-def find_tie(trial: Trial, structure: Structure, divergence: Divergence) -> Structure | None:
+def find_tie(trial: Trial, structure: Structure, divergence: Divergence, least: int = 1) -> Structure | None:
     """Ties what a diverging step works on to something else, place by place, where that lets the run go on past it.
 
     Either to what an attribute counts already: a number of heads that is used for two things goes on being right if both
     always lose the same places. Or to what its module was given: ``B, N, C = x.shape; … .reshape(B, N, C)`` gives the
     result the width of the input.
 
-    Returns the units with the tie, which is entered in the recording; None where there is no such tie.
+    Returns the units with the tie, which is entered in the recording; None where there is no such tie that leaves at least
+    ``least`` units.
     """
     recording = trial.recording
     if divergence.step >= len(recording.steps):
@@ -49,7 +50,7 @@ def find_tie(trial: Trial, structure: Structure, divergence: Divergence) -> Stru
             else:
                 _tie_to_attribute(trial, other, place)
         if recording.labels.changes != changes:
-            tied = _try(trial, step, divergence)
+            tied = _try(trial, step, divergence, least)
             if tied is not None:
                 return tied
         recording.labels.restore(state)
@@ -63,12 +64,12 @@ def channel_widths(step: Step) -> list[tuple[int, ...]]:
     return [tuple(x.shape[d] for d in varying_dims(collapse(x))) for x in step.entering]
 
 
-def _try(trial: Trial, step: Step, divergence: Divergence) -> Structure | None:
-    """The units with the labels as they are tied now, if a run with them goes on past the step."""
+def _try(trial: Trial, step: Step, divergence: Divergence, least: int) -> Structure | None:
+    """The units with the labels as they are tied now, if these are so many and a run with them goes on past the step."""
     tied = trial.find_units()
     trial.recording.label_moved_parameters()
     labels = labels_among(step.entering, [results for _, results in step.outs])
-    if not tied.units or not (tied.unit_of[labels] >= 0).any():
+    if tied.units < max(least, 1) or not (tied.unit_of[labels] >= 0).any():
         return None
     for seed in SEEDS_OF_A_TIE:
         kept = random_kept(tied, torch.Generator().manual_seed(seed))

@@ -39,6 +39,11 @@ class Trial:
         self.arguments = SizeArguments()
         self.in_vain: set[CodeLine] = set()
         """Lines of code for which a search has found nothing: it is not made again in other modules."""
+        self.possible: dict[str, int] = {}
+        """How many units of each kind a search for units of that kind alone would find at the most, where that was for
+        several."""
+        self.why_lost = ""
+        """Why the first of them were lost."""
         self._cutter = _Cutter()
 
     @cached_property
