@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from zerogate.modules.held_numbers import Entry
 Axis = tuple[str, int]
 """A dimension of a parameter or buffer: (its name in the model, dim)."""
 
+Place = tuple[Any, ...]
+"""Where a module holds a tensor that it has not registered: its name, an attribute, and keys and indices from there."""
 
 SizePlace = tuple[str, str, Entry]
 """A number that a module holds: (the module's name, its attribute, where in that)."""
@@ -120,6 +123,7 @@ class Structure:
         attention: `nn.MultiheadAttention` modules with heads that can go → how they are called.
         reasons: tensors that some op reads in a way that cannot be followed → why.
         unit_of: unit of each label, −1 for those that stay.
+        places: tensor → where modules hold it without having registered it, see `modules.unregistered`.
         set_by_forward: names of attributes, as ``path.attribute``, that state sizes and that a run of the model has set.
     """
 
@@ -133,6 +137,7 @@ class Structure:
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     unit_of: Tensor = field(default_factory=lambda: torch.full((1,), -1))
+    places: dict[str, list[Place]] = field(default_factory=dict)
     set_by_forward: frozenset[str] = frozenset()
 
     @property

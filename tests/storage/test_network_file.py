@@ -112,14 +112,14 @@ def test_it_trains_on_after_loading(small: nn.Module, tmp_path: Path) -> None:
 
 def test_a_network_compacted_twice_is_read_with_the_first_dense_one(tmp_path: Path) -> None:
     x = torch.randn(2, 2, 5, 5)
-    first = compacted(Residual(width=12), x)
+    first = compacted(Residual(width=24), x)
     second = compacted(first, x, seed=1)
     assert len(second.zerogate_plan["steps"]) == 2
     assert sum(p.numel() for p in second.parameters()) < sum(p.numel() for p in first.parameters())
-    loaded = back(second, tmp_path / "x", lambda: Residual(width=12))
+    loaded = back(second, tmp_path / "x", lambda: Residual(width=24))
     same(loaded, second)
     third = compacted(loaded, x, seed=2)
-    same(back(third, tmp_path / "x", lambda: Residual(width=12)), third)
+    same(back(third, tmp_path / "x", lambda: Residual(width=24)), third)
     first.head = nn.Linear(first.head.in_features, 7)  # rebuilt: a network of its own
     assert len(compacted(first, x).zerogate_plan["steps"]) == 1
 

@@ -186,10 +186,14 @@ def _plain_copy(model: nn.Module, without_gates: WithoutGates, float64: bool) ->
     for module, training in modes:
         module.training = training
     if float64:
-        for path, tensor in [*unregistered(twin)]:
+        held = [*unregistered(twin)]
+        wider = {id(x): x for x in (*twin.parameters(), *twin.buffers())}
+        for path, tensor in held:
             if tensor.is_floating_point() or tensor.is_complex():
+                if id(tensor) not in wider:  # one tensor in several places stays one
+                    wider[id(tensor)] = widened(tensor)
                 with suppress(KeyError):  # held by a closure: out of reach
-                    replace(twin, path, widened(tensor))
+                    replace(twin, path, wider[id(tensor)])
     for p in twin.parameters():
         p.grad = None
     return twin

@@ -13,7 +13,7 @@ from zerogate.cutting.plan import Plan
 from zerogate.modules.held_numbers import NewValue, with_numbers
 from zerogate.modules.index import ModuleIndex, split_name
 from zerogate.modules.internals import children_of
-from zerogate.structure import Axis
+from zerogate.modules.unregistered import replace, tensor_at
 
 
 def cut(model: nn.Module, plan: Plan, known: dict[str, Tensor] | None = None) -> nn.Module:
@@ -26,7 +26,7 @@ def cut(model: nn.Module, plan: Plan, known: dict[str, Tensor] | None = None) ->
             again. Tensors on the meta device are added to it.
     """
     index = ModuleIndex(model)
-    owners = _slice_tensors(index, plan.keep, {} if known is None else known)
+    owners = _slice_tensors(model, index, plan, {} if known is None else known)
     _remove_heads(model, plan.attention)
     for module in owners:  # before the attributes, which were tried and may count something else
         if isinstance(module, (nn.MultiheadAttention, Attention)):
@@ -37,21 +37,33 @@ def cut(model: nn.Module, plan: Plan, known: dict[str, Tensor] | None = None) ->
     return _select_inputs(model, index.modules, plan.select)
 
 
-def _slice_tensors(index: ModuleIndex, keep: Mapping[Axis, Tensor], known: dict[str, Tensor]) -> set[nn.Module]:
-    """Slices each tensor along all of its axes at once; returns the modules that own one."""
+def _slice_tensors(model: nn.Module, index: ModuleIndex, plan: Plan, known: dict[str, Tensor]) -> set[nn.Module]:
+    """Slices each tensor along all of its axes at once; returns the modules that have registered one."""
     by_tensor: dict[str, dict[int, Tensor]] = {}
-    for (name, dim), indices in keep.items():
+    for (name, dim), indices in plan.keep.items():
         by_tensor.setdefault(name, {})[dim] = indices
     owners: set[nn.Module] = set()
     for name, dims in by_tensor.items():
-        if name not in known:
-            new = sliced(index.tensor(name), dims)
-            if new.is_meta:
-                known[name] = new
-        else:
-            new = known[name]
-        owners |= index.put(name, new)
+        places, registered = plan.places.get(name, []), index.find(name)
+        old = tensor_at(model, places[0]) if registered is None and places else index.tensor(name)
+        if old is None or (
+            registered is None and not _fits(old, dims)
+        ):  # made when it is needed: not yet, or for others
+            continue
+        new = known[name] if name in known else sliced(old, dims)
+        if new.is_meta:
+            known[name] = new
+        for place in places:
+            if tensor_at(model, place) is old:
+                replace(model, place, new)
+        if registered is not None:
+            owners |= index.put(name, new)
     return owners
+
+
+def _fits(tensor: Tensor, dims: Mapping[int, Tensor]) -> bool:
+    """Whether a tensor has these indices along each of these dims."""
+    return all(d < tensor.ndim and (not len(i) or int(i[-1]) < tensor.shape[d]) for d, i in dims.items())
 
 
 def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zerogate.modules.held_numbers import Entry, NewValue, becomes, number_at
 from zerogate.modules.index import modules_by_name, owner_of
-from zerogate.structure import Axis, SizeAttribute, Structure
+from zerogate.structure import Axis, Place, SizeAttribute, Structure
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Plan:
     arrive whether they are of use or not."""
     attributes: dict[tuple[str, str], NewValue] = field(default_factory=dict)
     """(module, attribute) → the sizes that it must state."""
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    """Tensors that are cut → where modules hold them without having registered them, or besides."""
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules that lose heads → how they are called, see `attention.plain_attention`."""
 
@@ -46,6 +48,7 @@ def make_plan(model: nn.Module, structure: Structure, kept: Tensor, keep: dict[A
         keep,
         _selected_inputs(structure, kept, keep),
         _stated_sizes(model, structure.size_attributes, kept),
+        {name: structure.places[name] for name, _ in keep if name in structure.places},
         {path: called for path, called in structure.attention.items() if path in cut_modules},
     )
 

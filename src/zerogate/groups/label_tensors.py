@@ -38,6 +38,8 @@ def drop_expanded(*labels: Tensor) -> list[Tensor]:
 def collapse(labels: Tensor) -> Tensor:
     """Expands labels along every dimension where they do not vary; their values stay."""
     shape = labels.shape
+    if 0 in shape:  # nothing lies there that could be compared
+        return labels
     (narrow,) = drop_expanded(labels)
     collapsed = narrow
     for dim, n in enumerate(narrow.shape):

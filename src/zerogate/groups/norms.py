@@ -194,13 +194,13 @@ def _random_double(module: nn.Module) -> nn.Module:
 
 def _structure_within(whole: nn.Module, norm: Norm, structure: Structure) -> Structure:
     """The axes and size attributes of the norm alone, under the names that its copy has for them."""
-    inside, own = f"{norm.module}.", dict(named_tensors(whole))
-    names = {n: n.removeprefix(inside) for n, _ in structure.axes if n.startswith(inside) or n in own}
+    inside, own, is_graph = f"{norm.module}.", dict(named_tensors(whole)), isinstance(whole, GraphModel)
+    names = {n: n.removeprefix(inside) for n, _ in structure.axes if n.startswith(inside) or (is_graph and n in own)}
     sizes: list[SizeAttribute] = []
     for size in structure.size_attributes:
         if size.module == norm.module:
             sizes.append(replace(size, module=""))
-        elif isinstance(whole, GraphModel) and size.attribute in vars(whole.get_submodule(ARGUMENTS)):
+        elif is_graph and size.attribute in vars(whole.get_submodule(ARGUMENTS)):
             sizes.append(size)
     axes = {(names[n], d): units for (n, d), units in structure.axes.items() if n in names}
     return Structure(axes, structure.groups, (), frozenset(), {}, size_attributes=tuple(sizes))

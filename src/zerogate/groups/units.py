@@ -124,6 +124,7 @@ def units_of(recording: Recording, allowed: UnitFilter) -> Structure:
         attention={path: called for path, called in recording.attention.items() if path in owners},
         reasons=dict(recording.unfollowed),
         unit_of=unit_of,
+        places=recording.places,
         set_by_forward=frozenset(recording.set_by_forward),
     )
 

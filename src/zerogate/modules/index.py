@@ -106,12 +106,19 @@ class ModuleIndex:
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of that name. Raises `KeyError` where there is none."""
-        owner, attribute = self.owner(name)
-        parameter, buffer = (of(owner).get(attribute) for of in (parameters_of, buffers_of))
-        found = buffer if parameter is None else parameter
+        found = self.find(name)
         if found is None:
             raise KeyError(name)
         return found
+
+    def find(self, name: str) -> Tensor | None:
+        """The parameter or buffer of that name; None where there is none."""
+        owner, attribute = split_name(name)
+        module = self.modules.get(owner)
+        parameter, buffer = (
+            None if module is None else of(module).get(attribute) for of in (parameters_of, buffers_of)
+        )
+        return buffer if parameter is None else parameter
 
     def put(self, name: str, tensor: Tensor) -> set[nn.Module]:
         """Replaces a parameter or buffer, given its first name, under all its names; returns the modules that own it."""

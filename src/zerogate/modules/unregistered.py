@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zerogate.modules.index import named_tensors
+
 Path = tuple[Any, ...]
 """A module's name, one of its attributes, and the keys, indices and attributes that lead from there to a tensor. A key of
 a dict may be anything that can be hashed."""
@@ -42,10 +44,39 @@ def unregistered(model: nn.Module) -> Iterator[tuple[Path, Tensor]]:
                 waiting.extend(inside)
 
 
-def can_be_stored(path: Path, tensor: Tensor) -> bool:
-    """Whether the path can be written as JSON, and the tensor is data in an ordinary form and no part of a graph."""
+def plain_places(model: nn.Module) -> dict[str, list[Path]]:
+    """Name → paths of each floating-point tensor that can be reached by names and indices alone, and replaced there. One
+    that is registered, too, has its first name; all others the name of their first place, as in ``blocks.0.table``."""
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    places: dict[str, list[Path]] = {}
+    for path, tensor in unregistered(model):
+        if can_be_stored(path, tensor, of_any_device=True) and tensor.is_floating_point():
+            name = names.setdefault(id(tensor), ".".join(str(key) for key in path if key != ""))
+            places.setdefault(name, []).append(path)
+    return places
+
+
+def tensor_at(model: nn.Module, path: Path) -> Tensor | None:
+    """What lies at a path; None where that is no tensor."""
+    holder: Any = model.get_submodule(path[0])
+    for key in path[1:]:
+        items = vars(holder) if isinstance(holder, nn.Module) else dict(_items(holder))
+        if key not in items:
+            return None
+        holder = items[key]
+    return holder if isinstance(holder, Tensor) else None
+
+
+def can_be_stored(path: Path, tensor: Tensor, of_any_device: bool = False) -> bool:
+    """Whether the path can be written as JSON, and the tensor is data in an ordinary form and no part of a graph;
+    ``of_any_device``: the meta device included."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_quantized
-    return plain and tensor.grad_fn is None and not tensor.is_meta and all(type(key) in (str, int) for key in path)
+    return (
+        plain
+        and tensor.grad_fn is None
+        and (of_any_device or not tensor.is_meta)
+        and all(type(key) in (str, int) for key in path)
+    )
 
 
 def replace(model: nn.Module, path: Path, tensor: Tensor) -> None:

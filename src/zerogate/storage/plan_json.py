@@ -18,6 +18,7 @@ from zerogate.errors import CheckpointError
 from zerogate.modules.held_numbers import NewValue, attributes_of, is_new_value_of
 from zerogate.modules.index import join_name, modules_by_name, named_tensors, tied_names, transient_buffers
 from zerogate.modules.stated_sizes import Size, set_by_forwards, stated_sizes
+from zerogate.modules.unregistered import Path, plain_places, tensor_at
 
 PLAN_VERSION = 2
 PLAN_KEYS = ("version", "dense", "set_by_forward", "steps", "result", "difference")
@@ -27,7 +28,13 @@ Architecture = dict[str, str | Size]
 """See `architecture`."""
 
 
-class StoredStep(TypedDict):
+class _Tables(TypedDict, total=False):
+    tables: list[list[object]]
+    """Rows [path, dim, indices] of `Plan.keep` for tensors that modules have not registered, at the first of their
+    `Plan.places`; left out where there are none."""
+
+
+class StoredStep(_Tables):
     """One `Plan` as JSON values; tensors are lists of indices."""
 
     keep: list[list[object]]
@@ -74,9 +81,10 @@ def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module, set_by_forward
         made = {name: part for name, part in architecture(dense).items() if name not in not_made}
         before = {"dense": made, "steps": []}
     not_made.update(before.get("set_by_forward", ()))
-    transient = transient_buffers(dense)  # stored as they are in the end, a dense network may not have them yet
+    registered = dict(named_tensors(dense))
+    stored = registered.keys() - transient_buffers(dense)  # a dense network may not have these yet
     step: StoredStep = {
-        "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items() if name not in transient],
+        "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items() if name in stored],
         "select": [[layer, dim, indices.tolist()] for layer, (dim, indices) in plan.select.items()],
         "attributes": [
             [module, attribute, value]
@@ -85,6 +93,9 @@ def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module, set_by_forward
         ],
         "attention": plan.attention,
     }
+    tables = [(name, dim) for name, dim in plan.keep if name not in registered]
+    if tables:
+        step["tables"] = [[[*plan.places[name][0]], dim, plan.keep[name, dim].tolist()] for name, dim in tables]
     return {
         "version": PLAN_VERSION,
         "dense": before["dense"],
@@ -144,13 +155,15 @@ def read_step(step: object, model: nn.Module) -> Plan:
 
     Raises `CheckpointError` for anything but what `describe_plan` can have written for this network.
     """
-    if not isinstance(step, dict) or set(step) != {"keep", "select", "attributes", "attention"}:
+    if not isinstance(step, dict) or set(step) - {"tables"} != {"keep", "select", "attributes", "attention"}:
         raise CheckpointError("contains an invalid plan step")
     modules = modules_by_name(model, twice=True)
+    keep, places = _read_keep(step["keep"], dict(named_tensors(model))), plain_places(model)
     return Plan(
-        _read_keep(step["keep"], dict(named_tensors(model))),
+        keep | _read_tables(step.get("tables", []), model, places),
         _read_select(step["select"], modules),
         _read_attributes(step["attributes"], modules),
+        places,
         _read_attention(step["attention"], modules),
     )
 
@@ -160,6 +173,23 @@ def _read_keep(rows: object, tensors: Mapping[str, Tensor]) -> dict[tuple[str, i
     for name, dim, indices in _triples(rows, "keep"):
         tensor = tensors.get(name)
         if tensor is None or not is_whole(dim, least=None) or not 0 <= dim < tensor.ndim or (name, dim) in keep:
+            raise CheckpointError(f"holds a plan that keeps part of axis {short(dim)} of {short(name)}: there is none")
+        keep[name, dim] = _indices(indices, tensor.shape[dim], f"keep of {short(name)}")
+    return keep
+
+
+def _read_tables(rows: object, model: nn.Module, places: Mapping[str, list[Path]]) -> dict[tuple[str, int], Tensor]:
+    """Rows of tables that this network holds; what it lacks, it makes when it needs it."""
+    if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 3 for r in rows):
+        raise CheckpointError("holds a plan whose tables are not a table of three columns")
+    names = {path: name for name, paths in places.items() for path in paths}
+    keep: dict[tuple[str, int], Tensor] = {}
+    for path, dim, indices in rows:
+        name = names.get(tuple(path)) if isinstance(path, list) and all(type(k) in (str, int) for k in path) else None
+        tensor = None if name is None else tensor_at(model, tuple(path))
+        if name is None or tensor is None:
+            continue
+        if not is_whole(dim, least=None) or not 0 <= dim < tensor.ndim or (name, dim) in keep:
             raise CheckpointError(f"holds a plan that keeps part of axis {short(dim)} of {short(name)}: there is none")
         keep[name, dim] = _indices(indices, tensor.shape[dim], f"keep of {short(name)}")
     return keep

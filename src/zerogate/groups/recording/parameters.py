@@ -14,6 +14,7 @@ from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.rules.protocol import Freeze, View
 from zerogate.modules.index import named_tensors, owner_of
+from zerogate.modules.unregistered import plain_places, tensor_at
 from zerogate.structure import Axis, LayerCall
 
 
@@ -34,6 +35,11 @@ class ParameterTable:
     ) -> None:
         self._recording, self._tracer, self._labels, self._examples = recording, tracer, labels, examples
         tensors = dict(named_tensors(model))
+        for name, places in plain_places(model).items():
+            recording.places[name] = places
+            table = None if name in tensors else tensor_at(model, places[0])
+            if table is not None:
+                tensors[name] = tracer.stand_in(table)
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._trainable = {name for name, _ in model.named_parameters()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,8 @@ class Recording:
     module_inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     """Module → labels of what it was last called with."""
     moved_parameters: list[MovedParameter] = field(default_factory=list)
+    places: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    """Tensor → where modules hold it without having registered it."""
     set_by_forward: set[str] = field(default_factory=set)
     """Attributes that state sizes, as ``path.attribute``, and that the run has set."""
     twin: nn.Module | None = None

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from zerogate.cutting.attention import Attention, refusal
 from zerogate.errors import WatchError, first_line
+from zerogate.groups.recording.kept_tensors import attach_kept_tensors
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.recording.recorder import Recorder
 from zerogate.groups.recording.twin import twin_of
@@ -59,6 +60,7 @@ def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) ->
             "give zerogate the module whose outputs matter"
         )
     recorder.freeze_outputs(outputs)
+    attach_kept_tensors(twin, recorder)
     recording = recorder.finish()
     recording.twin, recording.set_by_forward = untouched, sizes_set.names(twin)
     for name, module in modules_by_name(twin).items():

@@ -50,7 +50,7 @@ class Recorder:
         """Further sheets of labels, of tensors that have any; see `Sheets`."""
         self._deferred: TensorMap[tuple[Tensor, str]] = self.tracer.tensor_map()
         """Result → labels that stay if any op uses it, and why."""
-        self._constants: TensorMap[Tensor | None] = self.tracer.tensor_map()
+        self.constants: TensorMap[Tensor | None] = self.tracer.tensor_map()
         """Results of factories, and what was made of them alone → the labels they have met."""
         self._memory = Memory(self.recording.labels)
         self._modules = ModuleCalls(model, self.recording, self.tracer, self._labels)
@@ -101,15 +101,15 @@ class Recorder:
         self.recording.head_labels.append(labels)
 
     def tie_to_constant(self, x: Tensor, labels: Tensor) -> None:
-        if x not in self._constants or not (vary := varying_dims(labels)):
+        if x not in self.constants or not (vary := varying_dims(labels)):
             return
         shift = labels.ndim - x.ndim
         if any(d < shift or x.shape[d - shift] == 1 for d in vary):
             return
         met = labels[(0,) * shift][tuple(slice(0, 1) if n == 1 else slice(None) for n in x.shape)].expand(x.shape)
-        before = self._constants[x]
+        before = self.constants[x]
         if before is None:
-            self._constants[x] = met
+            self.constants[x] = met
         else:
             self.unite(met, before)
 
@@ -270,11 +270,11 @@ class Recorder:
     def _follow_constants(self, op: Op, outputs: list[Tensor]) -> None:
         """Notes results that hold the same value everywhere: what factories make, and what is made of that alone."""
         is_factory = op.spec.family is Family.FACTORY
-        if not is_factory and not any(x in self._constants for x in op.tensors):
+        if not is_factory and not any(x in self.constants for x in op.tensors):
             return
         for x in outputs:
-            if x not in self._labels and x not in self._constants:
-                self._constants[x] = self._constants.get(op.tensors[0]) if op.spec.layout_only else None
+            if x not in self._labels and x not in self.constants:
+                self.constants[x] = self.constants.get(op.tensors[0]) if op.spec.layout_only else None
             if is_factory and x.is_contiguous():
                 self._memory.add(x)
 

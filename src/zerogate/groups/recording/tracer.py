@@ -94,6 +94,11 @@ class Tracer(TorchDispatchMode):
         """Tells the listener that a module's forward begins; an exported graph calls this itself."""
         self.listener.entered(module, args, kwargs)
 
+    def stand_in(self, x: Tensor) -> Tensor:
+        """What ops see of a tensor that the model holds: on the meta device a tensor of its shape, its value remembered."""
+        found: Tensor = self._values.stand_in(x) if self.meta else x
+        return found
+
     def value_of(self, x: Tensor) -> Tensor | None:
         """What a tensor holds; None where that is not known."""
         return self._values.get(x)

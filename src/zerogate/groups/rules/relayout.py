@@ -48,6 +48,7 @@ def _cat(op: Op) -> Tensor:
     across = {d for p in parts for d in varying_dims(p)} - {dim}
     if across and len(parts) > 1:
         parts = _shared(op, tensors, parts, dim, across)
+    _attach_empty(op, parts, across)
     for d in range(op.out.ndim):
         if d != dim and all(p.shape[d] == 1 or p.stride(d) == 0 for p in parts):
             parts = [p.narrow(d, 0, 1) for p in parts]
@@ -70,6 +71,15 @@ def _shared(op: Op, tensors: list[Tensor], parts: list[Tensor], dim: int, across
         if not p.any() or dim not in varying_dims(p):
             parts[i] = shared.expand(p.shape)
     return parts
+
+
+def _attach_empty(op: Op, parts: list[Tensor], across: set[int]) -> None:
+    """Slices parameters without entries (class tokens, none of them) with the channels that they are put beside."""
+    for x in op.args[0]:
+        if not x.numel() and x.ndim == op.out.ndim and op.views(x):
+            for d in across:
+                labels = next(p for p in parts if d in varying_dims(p))
+                op.context.attach(x, d, op.channels(labels, d))
 
 
 @rule("pixel_shuffle")

@@ -27,7 +27,7 @@ class LabelVectors:
         for step in steps:
             for full, results in step.outs:
                 for labels in [results] if isinstance(results, Tensor) else results or ():
-                    if id(labels) in self.of:
+                    if id(labels) in self.of or not labels.numel():
                         continue
                     stride = labels.stride()
                     vary = [d for d, n in enumerate(full) if n > 1 and stride[d]]
