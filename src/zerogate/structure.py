@@ -59,7 +59,9 @@ class Norm:
         reason: given where it cannot be done.
         centred: whether it subtracts the mean (LayerNorm) or not (RMSNorm).
         over: dimensions it normalises over, counted from the end.
-        outside: whether its result is rescaled, because its weight is no plain factor (``1 + weight``).
+        scaled: whether what it divides by is a mean, which counts the channels; not so for sums and largest values.
+        factor: its parameter that multiplies each channel; "" where there is none, and the result is rescaled.
+        shift: its parameter or buffer that is added to each channel after that; "" for none, None where it is not known.
     """
 
     module: str
@@ -69,7 +71,9 @@ class Norm:
     reason: str
     centred: bool = False
     over: tuple[int, ...] = ()
-    outside: bool = False
+    scaled: bool = True
+    factor: str = ""
+    shift: str | None = ""
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,13 @@ def recorded(norm: nn.Module) -> tuple[nn.Module, Recording, Structure]:
 
 
 @pytest.mark.parametrize(
-    ("norm", "centred", "outside"),
-    [(nn.LayerNorm(N), True, False), (nn.RMSNorm(N), False, False), (ScaledFromOne(), False, True)],
+    ("norm", "centred", "factor", "shift"),
+    [(nn.LayerNorm(N), True, "weight", "bias"), (nn.RMSNorm(N), False, "weight", ""), (ScaledFromOne(), False, "", "")],
 )
-def test_the_rule_of_a_norm(norm: nn.Module, centred: bool, outside: bool) -> None:
+def test_the_rule_of_a_norm(norm: nn.Module, centred: bool, factor: str, shift: str) -> None:
     model, _, structure = recorded(norm)
     ((site, rule),) = exact_rules(model, structure)
-    assert site.module == "norm" and rule == NormRule(centred, (-1,), outside)
+    assert site.module == "norm" and rule == NormRule(centred, (-1,), factor=factor, shift=shift)
 
 
 def test_an_attribute_that_counts_the_channels_follows_and_no_other() -> None:

@@ -17,7 +17,8 @@ SITES = {nn.LayerNorm: True, nn.RMSNorm: False}
 
 
 def site(kind: type[nn.Module], outside: bool = False) -> Norm:
-    return Norm("norm", -1, (4, N), torch.arange(N), "", centred=SITES[kind], over=(-1,), outside=outside)
+    names = {"factor": "" if outside else "weight", "shift": "bias" if SITES[kind] else ""}
+    return Norm("norm", -1, (4, N), torch.arange(N), "", centred=SITES[kind], over=(-1,), **names)
 
 
 def filled(norm: nn.Module) -> nn.Module:

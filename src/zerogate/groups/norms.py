@@ -42,14 +42,19 @@ class NormRule:
     """Whether it subtracts the mean."""
     over: tuple[int, ...]
     """Dimensions it normalises over, counted from the end."""
-    outside: bool
-    """Whether its result is rescaled, because its weight is no plain factor."""
+    scaled: bool = True
+    """Whether what it divides by is a mean, which counts the channels."""
+    factor: str = ""
+    """Its parameter that multiplies each channel; "" where there is no plain one, and the result is rescaled."""
+    shift: str | None = ""
+    """What it adds to each channel after that; None where that is not known."""
     sizes: tuple[tuple[str, Entry], ...] = ()
     """Attributes of the module that count its channels, with the place in them where they are tuples or lists."""
 
     def apply_to(self, norm: Norm) -> Norm:
         """The norm, taken by this rule."""
-        return replace(norm, centred=self.centred, over=self.over, outside=self.outside)
+        centred, over, scaled = self.centred, self.over, self.scaled
+        return replace(norm, centred=centred, over=over, scaled=scaled, factor=self.factor, shift=self.shift)
 
 
 def follow_norms(
@@ -113,27 +118,55 @@ class _Trial:
     x: Tensor
     """A dense input."""
 
-    def find_rule(self, sizes: tuple[tuple[str, Entry], ...]) -> NormRule | None:
+    def find_rule(self, sizes: tuple[tuple[str, Entry], ...], scaled: bool) -> NormRule | None:
         """The rule under which the gated norm equals the cut one on x; None if there is none.
 
-        ``sizes``: attributes that are set to the number of channels that stay.
+        Args:
+            sizes: attributes that are set to the number of channels that stay.
+            scaled: whether what it divides by counts the channels.
         """
         counted = tuple(SizeAttribute("", *size, self.norm.labels[:, None]) for size in sizes)
         structure = replace(self.structure, size_attributes=self.structure.size_attributes + counted)
         small = cut(deep_copy(self.whole), make_plan(self.whole, structure, self.kept))
-        x, dim = self.x, self.norm.dim
-        stays = kept_channels(self.norm, self.kept)
-        chosen = stays.nonzero().flatten()
-        all_but_batch = tuple(range(1 - x.ndim, 0))
+        names = self._own_names() if scaled else []
         with torch.no_grad(), KeepFloat64():
-            expected = small(x.index_select(dim, chosen))
-            for outside, centred, over in itertools.product((False, True), (True, False), ((dim,), all_but_batch)):
-                gated, rule = deep_copy(self.gated), NormRule(centred, over, outside, sizes)
-                attach(gated, rule.apply_to(self.norm), FixedWeights(stays))
-                y = gated(x).index_select(dim, chosen)
-                if y.shape == expected.shape and (y - expected).abs().max() <= _SAME * expected.abs().max():
-                    return rule
+            expected = small(self.x.index_select(self.norm.dim, self._stays.nonzero().flatten()))
+            for centred, over in itertools.product((True, False), ((self.norm.dim,), tuple(range(1 - self.x.ndim, 0)))):
+                rule = NormRule(centred, over, scaled, sizes=sizes)
+                shifts = [*names, ""]
+                shift = next((n for n in shifts if self._is_exact(replace(rule, shift=n), expected)), None)
+                for factor in names:
+                    of_factor = replace(rule, factor=factor, shift=shift)
+                    if factor != shift and self._is_exact(of_factor, expected):
+                        return of_factor
+                if shift is not None:
+                    return replace(rule, shift=shift)
         return None
+
+    @property
+    def _stays(self) -> Tensor:
+        return kept_channels(self.norm, self.kept)
+
+    def _own_names(self) -> list[str]:
+        """The norm's own tensors with an entry for each channel; those that are mostly added come first."""
+        names = dict.fromkeys(n for n, _ in self.structure.axes if n in dict(self._own_tensors()))
+        return sorted(names, reverse=True, key=lambda n: list(names).index(n))
+
+    def _own_tensors(self) -> list[tuple[str, Tensor]]:
+        n = len(self.norm.labels)
+        return [
+            (k, x) for k, x in named_tensors(self.gated) if "." not in k and x.numel() == n and x.is_floating_point()
+        ]
+
+    def _is_exact(self, rule: NormRule, expected: Tensor) -> bool:
+        """Whether the gated norm gives, by this rule, what the cut one does: where it has channels, for those that stay."""
+        gated = deep_copy(self.gated)
+        attach(gated, rule.apply_to(self.norm), FixedWeights(self._stays))
+        y = gated(self.x)
+        dim, n = self.norm.dim, len(self.norm.labels)
+        if y.shape != expected.shape and y.ndim >= -dim and y.shape[dim] == n:
+            y = y.index_select(dim, self._stays.nonzero().flatten())
+        return y.shape == expected.shape and bool((y - expected).abs().max() <= _SAME * expected.abs().max())
 
 
 def _find_rule(module: nn.Module, norm: Norm, structure: Structure, graph: GraphModel | None) -> NormRule | None:
@@ -145,9 +178,9 @@ def _find_rule(module: nn.Module, norm: Norm, structure: Structure, graph: Graph
         known = {(size.attribute, size.entry) for size in trial.structure.size_attributes}
         counts = [size for size in attributes_equal_to(len(norm.labels), module) if size not in known]
     choices = [(), tuple(counts), *((size,) for size in counts if len(counts) > 1)] if counts else [()]
-    for sizes in choices:
+    for scaled, sizes in itertools.product((True, False), choices):
         try:
-            rule = trial.find_rule(sizes)
+            rule = trial.find_rule(sizes, scaled)
         except Exception:  # whatever the module does with an input of this size
             continue
         if rule is not None:
@@ -187,8 +220,9 @@ def _random_double(module: nn.Module) -> nn.Module:
     on_meta = any(x.is_meta for x in (*twin.parameters(), *twin.buffers()))
     twin = (twin.to_empty(device="cpu") if on_meta else twin.cpu()).double().eval()
     generator = torch.Generator().manual_seed(0)
-    for p in twin.parameters():
-        p.data = torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.5
+    for _, x in named_tensors(twin):
+        if isinstance(x, nn.Parameter) or x.is_floating_point():
+            x.data = torch.rand(x.shape, generator=generator, dtype=torch.float64) + 0.5
     return twin
 
 

@@ -76,7 +76,7 @@ class Attachment:
         self._last = [(modules[path], handle.id) for path, handle in last]
         self._hosts = {path: modules[path] for path in [*shadows, *(path for path, _ in last)]}
         self._shadowed = [(owner, attribute) for weights in shadows.values() for owner, attribute, _ in weights]
-        self._shadowed += [(modules[norm.module], "weight") for norm in self._structure.norms]
+        self._shadowed += [(modules[n.module], n.factor) for n in self._structure.norms if n.factor]
 
     def _weights_by_reader(self, modules: dict[str, nn.Module]) -> dict[str, list[tuple[nn.Module, str, int]]]:
         """For every module in whose forward gated weights are read: owner, attribute and number of each, under all the

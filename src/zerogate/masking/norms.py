@@ -7,8 +7,10 @@ weights w in [0, 1], n = Σw and c = √(N/n),
     RMSNorm:   x' = c·w·x                        mean(x'²) = Σ w x² / n        for w in {0, 1}
     LayerNorm: x' = c·(w·x + (1−w)·μ), μ = Σwx/n mean(x') = c·μ, var(x') = Σ w (x−μ)² / n
 
-and its result is divided by c again, in its weight or, where that is no plain factor, in the result itself. Compaction
-then only has to slice the norm. Which of these rules is exact for which norm is found in `groups.norms`.
+and its result is divided by c again, in its factor or, where it has no plain one, in the result itself. What takes sums or
+largest values, and does not count its channels, gets the same with c = 1: a norm by Σx², or the mean and the largest of all
+channels. Compaction then only has to slice the norm. Which of these rules is exact for which norm is found in
+`groups.norms`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zerogate.modules.internals import parameters_of
+from zerogate.errors import ZerogateError
+from zerogate.modules.internals import buffers_of, parameters_of
 from zerogate.structure import Norm, Structure
 
 _SMALLEST_SUM = 1e-6
@@ -39,16 +42,16 @@ class KeepStatistics:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0]
         w = self.weights().to(x.dtype)
-        scale = (w.shape[-1] / w.sum(-1, keepdim=True).clamp(min=_SMALLEST_SUM)).sqrt()
+        counted = w.shape[-1] / w.sum(-1, keepdim=True).clamp(min=_SMALLEST_SUM)
+        scale = counted.sqrt() if self.norm.scaled else torch.ones_like(counted)
         shape = [1] * x.ndim
         shape[self.norm.dim] = w.shape[-1]
         if w.ndim > 1:
             shape[0] = len(w)
         spread, factor = w.view(shape), scale.view([-1 if w.ndim > 1 and i == 0 else 1 for i in range(x.ndim)])
         x = self._filled(x, spread, factor)
-        weight = parameters_of(module).get("weight")
-        if weight is not None and w.ndim == 1 and not self.norm.outside:
-            module.__dict__["weight"] = weight / scale
+        if self.norm.factor and w.ndim == 1 and self.norm.scaled:
+            module.__dict__[self.norm.factor] = own_tensor(module, self.norm.factor) / scale
         return (x, *args[1:])
 
     def _filled(self, x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
@@ -70,17 +73,24 @@ class RestoreScale:
     """Gives w, [channels] or [examples, channels]; asked at every forward."""
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> Tensor | None:
-        if module.__dict__.pop("weight", None) is not None or output is None:  # None: the forward broke off
+        shadow = module.__dict__.pop(self.norm.factor, None) if self.norm.factor else None
+        if shadow is not None or output is None or not self.norm.scaled:  # None: the forward broke off
             return None
+        if self.norm.shift is None:
+            raise ZerogateError(
+                f"per_example gates need to know what {self.norm.module} adds to each channel; "
+                f"exclude it with exclude=[{self.norm.module!r}]"
+            )
         w = self.weights().to(output.dtype)
         scale = (w.sum(-1).clamp(min=_SMALLEST_SUM) / w.shape[-1]).sqrt()
-        bias = parameters_of(module).get("bias")
         scale = scale.view([-1, *[1] * (output.ndim - 1)]) if w.ndim > 1 else scale
-        if bias is None:
+        if not self.norm.shift:
             return output * scale
-        shape = [1] * output.ndim
-        shape[self.norm.dim] = len(bias)
-        shift = bias.view(shape)
+        shift = own_tensor(module, self.norm.shift)
+        if shift.ndim == 1:
+            shape = [1] * output.ndim
+            shape[self.norm.dim] = len(shift)
+            shift = shift.view(shape)
         return (output - shift) * scale + shift
 
 
@@ -93,6 +103,13 @@ class FixedWeights:
 
     def __call__(self) -> Tensor:
         return self.value
+
+
+def own_tensor(module: nn.Module, name: str) -> Tensor:
+    """A module's own parameter or buffer, also where something shadows it."""
+    found = parameters_of(module).get(name, buffers_of(module).get(name))
+    assert found is not None
+    return found
 
 
 def attach(module: nn.Module, norm: Norm, weights: Callable[[], Tensor]) -> list[RemovableHandle]:

@@ -8,13 +8,14 @@ declare("view _unsafe_view", Family.RELAYOUT, sizes=("size",), only_sizes=True)
 declare("reshape", Family.RELAYOUT, sizes=("shape",), only_sizes=True)
 declare("unflatten", Family.RELAYOUT, sizes=("sizes",), only_sizes=True)
 declare("expand broadcast_to", Family.RELAYOUT, sizes=("size",), only_sizes=True, spreads=True, broadcast_safe=True)
-declare("expand_as", Family.RELAYOUT, only_sizes=True, spreads=True, broadcast_safe=True)
+declare("expand_as", Family.RELAYOUT, only_sizes=True, spreads=True, broadcast_safe=True, shape_of_second=True)
+declare("view_as reshape_as", Family.RELAYOUT, only_sizes=True, shape_of_second=True)
 declare("repeat", Family.RELAYOUT, only_sizes=True, spreads=True)
 declare("unsqueeze squeeze permute transpose t", Family.RELAYOUT, only_sizes=True, broadcast_safe=True)
 declare("cat", Family.RELAYOUT, only_sizes=True, broadcast_safe=True, keeps_format=True)
 declare("masked_fill", Family.RELAYOUT, only_sizes=True, broadcast_safe=True)
 declare(
-    """view_as reshape_as flatten ravel numpy_T movedim moveaxis swapaxes swapdims repeat_interleave tile adjoint mT mH
+    """flatten ravel numpy_T movedim moveaxis swapaxes swapdims repeat_interleave tile adjoint mT mH
     concat concatenate stack hstack vstack dstack column_stack flip fliplr flipud constant_pad_nd
     pixel_unshuffle meshgrid""",
     Family.RELAYOUT,

@@ -74,6 +74,8 @@ class OpSpec:
     """It cuts into pieces of one size, but for the last."""
     spreads: bool = False
     """It repeats what is 1 long."""
+    shape_of_second: bool = False
+    """Of its second operand, only the shape counts."""
     broadcast_safe: bool = False
     """What is the same all along a dimension stays so."""
     layout_only: bool = False

@@ -183,6 +183,7 @@ class Recorder:
     def _ask_rule(self, op: Op, labelled: bool) -> Out:
         """Labels of the results, by the op's rule; where it has none or gives up, what enters stays."""
         calls = len(self.recording.calls)
+        labelled = labelled and not (op.spec.shape_of_second and op.labels(op.args[0]) is None)
         try:
             rule = rule_of(op.spec)
             if rule is not None and (labelled or op.spec.makes_channels):
@@ -278,9 +279,6 @@ class Recorder:
             if is_factory and x.is_contiguous():
                 self._memory.add(x)
 
-    def _sheets_of_result(self, x: Tensor) -> Tensor | list[Tensor] | None:
-        return self.sheets_of(x) if x in self._further else self._labels.get(x)
-
     def _add_step(self, op: Op, entering: list[Tensor], outputs: list[Tensor]) -> None:
         step = Step(
             op.name,
@@ -290,7 +288,7 @@ class Recorder:
             cast(Args, without_tensors(op.args)),
             {name: without_tensors(x) for name, x in op.kwargs.items()},
             entering,
-            [(tuple(x.shape), self._sheets_of_result(x)) for x in outputs],
+            [(tuple(x.shape), self.sheets_of(x) if x in self._further else self._labels.get(x)) for x in outputs],
             self.tracer.node,
         )
         self.recording.steps.append(step)

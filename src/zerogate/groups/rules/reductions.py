@@ -12,8 +12,8 @@ from zerogate.groups.rules.op import Op, Out, rule
 from zerogate.groups.rules.pointwise import pointwise
 from zerogate.groups.rules.protocol import Freeze
 
-_PARTS_OF_NORMS = ("mean", "var", "std", "var_mean", "norm", "linalg_vector_norm", "sum")
-"""Reductions by which a norm that is written out is recognised."""
+_PARTS_OF_NORMS = ("mean", "var", "std", "var_mean", "norm", "linalg_vector_norm", "sum", "amax", "amin", "max", "min")
+"""Reductions by which a norm that is written out is recognised, or the mean and largest value of all channels."""
 
 
 @rule(Family.POOL)
