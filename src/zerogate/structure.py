@@ -45,6 +45,8 @@ class LayerCall:
     """Where the layer's input has its channels, counted from the end."""
     repeats: Axis | None = None
     """The layer runs once for each channel that is kept along this axis."""
+    training: bool = False
+    """It is made in training mode alone; its MACs are none of the cost, which is that of evaluation."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Structure:
         unit_of: unit of each label, −1 for those that stay.
         places: tensor → where modules hold it without having registered it, see `modules.unregistered`.
         set_by_forward: names of attributes, as ``path.attribute``, that state sizes and that a run of the model has set.
+        trains_apart: whether the network does other things in training mode, which are followed here, too.
+        unseen_training: why it is not known what the network does in training mode; empty where it is.
     """
 
     axes: dict[Axis, Tensor]
@@ -143,6 +147,8 @@ class Structure:
     unit_of: Tensor = field(default_factory=lambda: torch.full((1,), -1))
     places: dict[str, list[Place]] = field(default_factory=dict)
     set_by_forward: frozenset[str] = frozenset()
+    trains_apart: bool = False
+    unseen_training: str = ""
 
     @property
     def units(self) -> int:

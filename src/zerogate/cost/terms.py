@@ -64,6 +64,8 @@ class Terms:
             rest = torch.Size([size for size, axis in zip(shape, axes, strict=True) if axis is None])
             terms[tuple(axis for axis in axes if axis is not None)][0] += rest.numel()
         for c in structure.calls:
+            if c.training:
+                continue
             coefficient, factors = c.macs, []
             for axis in (c.consumes, c.produces, c.repeats):
                 if axis in number:

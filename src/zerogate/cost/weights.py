@@ -30,7 +30,7 @@ class WeightCost(CostModel):
         macs: dict[str, float] = dict.fromkeys(slices, 0.0)  # of one entry of each gated tensor
         self._fixed_macs = 0.0
         for c in structure.calls:
-            total = c.macs * size(c.consumes) * size(c.produces) * size(c.repeats)
+            total = 0.0 if c.training else c.macs * size(c.consumes) * size(c.produces) * size(c.repeats)
             if c.weight in macs:
                 macs[c.weight] += total / shapes[c.weight].numel()
             else:

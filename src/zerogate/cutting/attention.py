@@ -78,7 +78,7 @@ class Attention(nn.Module):
             "average_attn_weights": bool(need_weights and average_attn_weights),
             "per_head_mask": attn_mask is not None and attn_mask.dim() == 3,
         }
-        self.called = _merge(self.called, called)
+        self.called = merge_calls(self.called, called)
         rest = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         return _attend(self, self, called, query, key, value, *rest)
 
@@ -144,12 +144,13 @@ def unnest(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def _merge(before: dict[str, bool], now: dict[str, bool]) -> dict[str, bool]:
+def merge_calls(before: dict[str, bool], now: dict[str, bool]) -> dict[str, bool]:
+    """How an attention is called, see `Attention.called`, where it is called in both of these forms; empty for no call."""
     if not before:
         return now
     same, per_head = before["same"] and now["same"], before["per_head_mask"] or now["per_head_mask"]
     differs = {f"{name} differs": True for name in _SHARED if before[name] != now[name]}
-    return before | {"same": same, "per_head_mask": per_head} | differs
+    return now | before | {"same": same, "per_head_mask": per_head} | differs
 
 
 def _attend(

@@ -9,6 +9,7 @@ from torch import nn
 
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.norms import follow_norms
+from zerogate.groups.recording.record import Recording
 from zerogate.groups.recording.record_run import watch
 from zerogate.groups.recording.twin import twin_of
 from zerogate.groups.trial.confirm import confirm
@@ -54,7 +55,7 @@ def find_groups(
             structure = follow_norms(model, recording, structure, allowed, graph)
             twin = twin_of(whole, meta=False) if recording.twin is None else recording.twin
             trial = Trial(twin, inputs, recording, allowed)
-            return confirm(trial, structure, multiple), trial
+            return _of_both_modes(confirm(trial, structure, multiple), recording), trial
 
     found, trial = search()
     for kind, units in trial.possible.items():
@@ -69,4 +70,11 @@ def find_layers(model: nn.Module, inputs: Inputs, exclude: Collection[str] = ())
 
     Raises `WatchError` where the model cannot be copied, rejects the inputs or returns no tensor.
     """
-    return replace(find_units(watch(model, inputs), UnitFilter(exclude)), norms=())
+    recording = watch(model, inputs)
+    return _of_both_modes(replace(find_units(recording, UnitFilter(exclude)), norms=()), recording)
+
+
+def _of_both_modes(structure: Structure, recording: Recording) -> Structure:
+    """The structure, which says what is known of training mode."""
+    apart = any(run.training for run in recording.runs)
+    return replace(structure, trains_apart=apart, unseen_training=recording.unseen_training)

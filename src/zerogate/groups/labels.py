@@ -6,6 +6,8 @@ padding, the network's inputs.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,12 @@ class Labels:
         self._root, pairs, frozen = state
         self._pairs, self._frozen = [*pairs], [*frozen]
         self.changes += 1
+
+    def copied(self) -> Labels:
+        """The same labels and classes, which go on by themselves."""
+        twin = copy.copy(self)
+        twin._pairs, twin._frozen = [*self._pairs], [*self._frozen]
+        return twin
 
     def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
         """Ties all labels of each row, [rows, n], and returns one label for each, [rows].

@@ -52,6 +52,8 @@ CONVOLUTION = nn.modules.conv._ConvNd
 """The common class of all convolutions, transposed ones included."""
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 """The common class of all batch norms."""
+DROPOUT = nn.modules.dropout._DropoutNd
+"""The common class of all dropouts."""
 RUNNING_NORM = nn.modules.batchnorm._NormBase
 """The common class of batch and instance norms, which may hold running statistics."""
 

@@ -60,6 +60,15 @@ def kept_rng(model: nn.Module) -> Iterator[None]:
             numpy.random.set_state(drawn)
 
 
+def seed() -> None:
+    """Random numbers of torch, Python and NumPy begin anew, always with the same; for use within `kept_rng`."""
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(0)
+
+
 class KeepFloat64(TorchFunctionMode):
     """Keeps a float64 model in float64 where its forward asks for float32, as several norms and softmaxes do.
 

@@ -52,7 +52,10 @@ def target_row(objective: nn.Module, is_open: Tensor, cost: CostModel) -> Target
 def make_report(network: GatedNetwork) -> Report:
     """Counts the layers and groups of a network; see `Sparsified.report`."""
     counts = _Counts(network)
-    rows = {c.weight: _row_of_call(counts, c) for c in counts.structure.calls if c.weight}
+    rows: dict[str, Row] = {}
+    for c in counts.structure.calls:
+        if c.weight and not (c.training and c.weight in rows):
+            rows[c.weight] = _row_of_call(counts, c)
     others = [_row_of_others(counts, layer, names) for layer, names in _not_called(counts, rows).items()]
     layout = network.layout
     cost, dense = layout.cost.exact(network.is_open), layout.cost.dense
@@ -104,7 +107,7 @@ def _row_of_call(counts: _Counts, c: LayerCall) -> Row:
         reason = "" if free else "excluded"
     entries = counts.entries(c.weight)
     kind = type(counts.modules[c.layer]).__name__
-    return Row(c.layer, kind, ins, outs, entries, *_status(entries, free, reason))
+    return Row(c.layer, kind, ins, outs, entries, *_status(entries, free, reason), c.training)
 
 
 def _not_called(counts: _Counts, rows: Mapping[str, Row]) -> dict[str, list[str]]:
@@ -161,7 +164,11 @@ def _why_not_followed(structure: Structure, layer: str, names: list[str]) -> str
         return "not read on the example inputs, or not followed"
     read = {*structure.reasons, *(name for name, _ in [*structure.axes, *structure.refused])}
     read |= {c.weight for c in structure.calls}
-    return "not followed" if any(owner_of(name) == layer for name in read) else "not run on the example inputs"
+    if any(owner_of(name) == layer for name in read):
+        return "not followed"
+    if structure.unseen_training:
+        return f"not run on the example inputs in evaluation mode, and {structure.unseen_training}"
+    return "not run on the example inputs"
 
 
 def _why_channels_stay(structure: Structure, c: LayerCall) -> str:

@@ -31,6 +31,8 @@ class Row:
     """``kept`` (nothing removed yet), ``shrunk``, or ``refused`` (its output channels stay)."""
     reason: str
     """Why something of it stays; empty where nothing has to."""
+    training_only: bool = False
+    """Whether it runs in training mode only, as an auxiliary head does; it then has no MACs among `Report.macs`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Report:
     params: tuple[int, int]
     """All parameters."""
     macs: tuple[int, int]
-    """Multiply-accumulates per example."""
+    """Multiply-accumulates per example, in evaluation mode."""
     unit: str
     """What gates remove: ``channel``, ``head``, ``channel+head`` or ``weight``."""
     units: tuple[int, int]
@@ -124,7 +126,7 @@ class Report:
                 pair(row.channels_out),
                 pair(row.params),
                 row.status,
-                row.reason,
+                "; ".join(filter(None, [row.reason, "runs in training mode only" * row.training_only])),
             )
             for row in self.rows
         ]

@@ -1,1 +1,1 @@
-"""One run of the model, recorded in labels."""
+"""The runs of the model, recorded in labels."""

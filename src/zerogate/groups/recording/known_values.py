@@ -72,11 +72,13 @@ class KnownValues:
     def note(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         """Remembers an op whose operands, ``tensors``, are all known, to compute its results ``out`` if they are asked for.
 
-        Random numbers, memory that is not filled, and large results are not computed.
+        Memory that is not filled, large results, and random numbers are not computed; single random numbers are, by which
+        forwards leave out layers.
         """
         outs = tensors_among(out)
-        random = torch.Tag.nondeterministic_seeded in func.tags or spec_of(func).name.startswith("empty")
-        if random or sum([x.numel() for x in outs]) > KNOWN_VALUE_ENTRIES:
+        entries = sum([x.numel() for x in outs])
+        is_random = torch.Tag.nondeterministic_seeded in func.tags and entries > 1
+        if is_random or spec_of(func).name.startswith("empty") or entries > KNOWN_VALUE_ENTRIES:
             self.forget_written(func, args)
             return
         if not writes(func) and not any([x is t for x in outs for t in tensors]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zerogate.cutting.attention import Attention, merge_calls, refusal
 from zerogate.groups.arguments import Args, Kwargs, tensors_among
 from zerogate.groups.label_tensors import rows_along, varying_dims
 from zerogate.groups.recording.record import NOT_ALWAYS, Recording
@@ -69,10 +70,18 @@ class ModuleCalls:
         self._normalising.setdefault(path, set()).add(self._calls[path])
         return True
 
-    def freeze_unsteady_norms(self) -> None:
-        """Freezes what norms take that do not run over channels in every call."""
+    def finish(self) -> None:
+        """At the end of the run: enters how attentions were called, and freezes what norms take that do not run over
+        channels in every call."""
+        for name, module in self._modules.items():
+            if isinstance(module, Attention) and module.called:
+                called = merge_calls(self._recording.attention.get(name, {}), module.called)
+                self._recording.attention[name] = called
+                if (reason := refusal(called)) is not None:
+                    for tensor, _ in module.named_parameters():
+                        self._recording.unfollowed[f"{name}.{tensor}"] = f"{reason} in {name}"
         for norm in self._recording.norms:
-            if len(self._normalising[norm.module]) != self._calls[norm.module]:
+            if len(self._normalising.get(norm.module, ())) != self._calls.get(norm.module, 0):
                 self._recording.labels.freeze(norm.labels, NOT_ALWAYS.format(norm.module))
 
     def state_size(self, attribute: str, value: int | tuple[int, ...], rows: Tensor) -> None:

@@ -48,6 +48,12 @@ class ParameterTable:
         self.moved: TensorMap[list[View]] = tracer.tensor_map()
         """Tensors made of parameters alone → the parameters that they are made of."""
 
+    def note_read(self, x: Tensor) -> None:
+        """Notes that an op is given a tensor."""
+        name = self._names.get(id(x))
+        if name is not None:
+            self._recording.read.add(name)
+
     def views_of(self, x: Tensor) -> list[View]:
         """Parameters and buffers that a tensor is made of, and of no activation."""
         name = self._names.get(id(x))

@@ -1,8 +1,10 @@
-"""The record of one run of a model, in labels; `units` reads the groups off it."""
+"""The record of a model's runs, in labels; `units` reads the groups off it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -89,10 +91,24 @@ class MovedParameter:
     """Parameters, and where along each of their dimensions the entries of the result lie."""
 
 
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run of the model, and which steps are its own."""
+
+    training: bool
+    """Whether it ran in training mode."""
+    start: int
+    """Number of its first step."""
+    stop: int
+    """Number of the step after its last."""
+    outputs: list[tuple[int, ...]]
+    """Shapes of the tensors that it returned."""
+
+
 @dataclass
 class Recording:
-    """What one run has shown. Rules add to it through `groups.rules.protocol.RuleContext`; trials tie and freeze more
-    labels."""
+    """What a run in evaluation mode has shown, and one in training mode where that does other things. Rules add to it
+    through `groups.rules.protocol.RuleContext`; trials tie and freeze more labels."""
 
     meta: bool = True
     """Whether the model ran on the meta device."""
@@ -119,7 +135,14 @@ class Recording:
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules and how they are called."""
     steps: list[Step] = field(default_factory=list)
-    """Every op that ran, but for those that only settle a tensor's layout."""
+    """Every op that ran, but for those that only settle a tensor's layout; of all runs, one after the other."""
+    runs: list[RecordedRun] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    """Parameters and buffers that some op was given."""
+    idle: set[str] = field(default_factory=set)
+    """Modules that hold nothing and do nothing in evaluation mode; they stay in it where the others are trained."""
+    unseen_training: str = ""
+    """Why it is not known what the model does in training mode; empty where it is."""
     module_inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     """Module → labels of what it was last called with."""
     moved_parameters: list[MovedParameter] = field(default_factory=list)
@@ -134,8 +157,48 @@ class Recording:
     """What ops give on the meta device, for all runs of this model and of its cut copies."""
     constraints_met_at: int = -1
     """`Labels.changes` when all slice constraints were last met."""
-    _axes_named: int = -1
-    """Number of axes when moved parameters were last labelled."""
+    _labelled: tuple[int, int] = (-1, -1)
+    """Numbers of axes and of moved parameters when these were last labelled."""
+
+    def continued(self) -> Recording:
+        """A recording that holds what this one does, to add another run to; this one stays as it is."""
+        further = copy.copy(self)
+        for of in fields(self):
+            value = getattr(self, of.name)
+            if isinstance(value, (list, dict, set)):
+                setattr(further, of.name, value.copy())
+        further.labels = self.labels.copied()
+        for number in {moved.step for moved in self.moved_parameters}:  # their labels are filled in later
+            step = self.steps[number]
+            further.steps[number] = replace(step, outs=[*step.outs])
+        return further
+
+    def end_run(self, first_call: int, outputs: list[tuple[int, ...]]) -> None:
+        """Notes that a run has ended: the first is in evaluation mode, a second one in training mode.
+
+        Args:
+            first_call: number of its first call of a layer.
+            outputs: shapes of what it returned.
+        """
+        training, start = bool(self.runs), self.runs[-1].stop if self.runs else 0
+        if training:
+            self._mark_training_calls(first_call)
+        self.runs.append(RecordedRun(training, start, len(self.steps), outputs))
+        self.label_moved_parameters()
+
+    def _mark_training_calls(self, first: int) -> None:
+        """Says that the calls from this number on were made in training mode, and leaves out those that are made in
+        evaluation mode likewise."""
+        known = {_place(call) for call in self.calls[:first]}
+        new = {_place(call): replace(call, training=True) for call in self.calls[first:]}
+        self.calls[first:] = [call for place, call in new.items() if place not in known]
+        self.repeated = {number: vector for number, vector in self.repeated.items() if number < first}
+
+    def labels_of_inputs(self, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """Labels of inputs of so many entries each; the same ones in every run."""
+        if not len(self.inputs):
+            self.inputs = self.labels.new(sum(sizes))
+        return self.inputs.split(list(sizes))
 
     def attach(self, name: str, dim: int, vector: Tensor) -> None:
         """Says that slices of a parameter or buffer along ``dim`` go with these labels, [size]; a second time with
@@ -154,9 +217,10 @@ class Recording:
 
     def label_moved_parameters(self) -> None:
         """Fills in labels of results computed from parameters only, once it is known which parameters are sliced."""
-        if self._axes_named == len(self.axes):
+        known = len(self.axes), len(self.moved_parameters)
+        if self._labelled == known:
             return
-        self._axes_named = len(self.axes)
+        self._labelled = known
         for moved in self.moved_parameters:
             outs = self.steps[moved.step].outs
             shape, _ = outs[moved.result]
@@ -186,3 +250,8 @@ class Recording:
             return like(x) if x.is_floating_point() else x.detach().to("cpu", copy=True)
 
         return tree_map(prepare, inputs)
+
+
+def _place(call: LayerCall) -> tuple[object, ...]:
+    """Which layer reads and makes which channels, and where."""
+    return call.layer, call.host, call.weight, call.consumes, call.produces, call.channel_dim

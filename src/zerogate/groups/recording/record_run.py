@@ -1,6 +1,7 @@
-"""Runs a copy of the model once and follows the label of every channel through it.
+"""Runs copies of the model and follows the label of every channel through them: in evaluation mode, and in training mode
+where that does other things.
 
-The copy runs in inference mode: there ATen ops arrive whole (``linear``, ``batch_norm``, ``flatten``) rather than in
+Copies run in inference mode: there ATen ops arrive whole (``linear``, ``batch_norm``, ``flatten``) rather than in
 pieces, and whatever the run changes is changed in the copy.
 """
 
@@ -11,21 +12,20 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zerogate.cutting.attention import Attention, refusal
 from zerogate.errors import WatchError, first_line
 from zerogate.groups.recording.kept_tensors import attach_kept_tensors
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.recording.recorder import Recorder
-from zerogate.groups.recording.twin import twin_of
+from zerogate.groups.recording.training_run import with_training_run
+from zerogate.groups.recording.twin import originals_of, twin_of
 from zerogate.modules.copies import quick_copy
-from zerogate.modules.index import modules_by_name, named_tensors
-from zerogate.modules.internals import storage_key
+from zerogate.modules.index import named_tensors
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
 from zerogate.modules.stated_sizes import SizesSet
 
 
 def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Recording:
-    """Runs a copy of the model in evaluation mode on example inputs and returns what it shows.
+    """Runs copies of the model on example inputs and returns what they show.
 
     Raises `WatchError` when the model cannot be copied, rejects the inputs, or returns no tensor.
     """
@@ -33,10 +33,10 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Re
     inputs = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
     with kept_rng(model):
         try:
-            return _record(model, inputs, label_inputs, meta=True)
+            recording = _record(model, inputs, label_inputs, meta=True)
         except Exception:  # it asked for data, or uses an op that has no shape-only version
             try:
-                return _record(model, inputs, label_inputs, meta=False)
+                recording = _record(model, inputs, label_inputs, meta=False)
             except WatchError:
                 raise
             except Exception as error:
@@ -45,13 +45,14 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Re
                     f"{type(error).__name__}: {first_line(error)}; pass inputs as the model's forward takes them "
                     "(a tensor, a tuple of positional or a dict of keyword arguments)"
                 ) from error
+        return with_training_run(model, inputs, recording, label_inputs)
 
 
 def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Recording:
     twin = twin_of(model, meta)
     untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
-    recorder, sizes_set = Recorder(twin, inputs, label_inputs, meta), SizesSet(twin)
-    recorder.tracer.originals = {storage_key(x): name for name, x in named_tensors(model) if not x.is_meta}
+    recorder, sizes_set = Recorder(twin, inputs, label_inputs, Recording(meta=meta)), SizesSet(twin)
+    recorder.tracer.originals = originals_of(model)
     with torch.inference_mode(), recorder.tracer:
         outputs = tensors_of(call(twin, recorder.inputs))
     if not outputs:
@@ -59,16 +60,10 @@ def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) ->
             f"{type(model).__name__} returns no tensor (also not in a tuple, list, dict or dataclass); "
             "give zerogate the module whose outputs matter"
         )
-    recorder.freeze_outputs(outputs)
     attach_kept_tensors(twin, recorder)
-    recording = recorder.finish()
+    recorder.finish(outputs)
+    recording = recorder.recording
     recording.twin, recording.set_by_forward = untouched, sizes_set.names(twin)
-    for name, module in modules_by_name(twin).items():
-        if isinstance(module, Attention) and module.called:
-            recording.attention[name] = dict(module.called)
-            if (reason := refusal(module.called)) is not None:
-                for tensor, _ in module.named_parameters():
-                    recording.unfollowed[f"{name}.{tensor}"] = f"{reason} in {name}"
     return recording
 
 

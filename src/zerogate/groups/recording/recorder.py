@@ -36,15 +36,16 @@ class Recorder:
         model: a copy to run, under ``recorder.tracer``.
         inputs: example inputs; the run takes them as ``recorder.inputs``.
         label_inputs: whether inputs have labels of their own.
-        meta: run on the meta device.
+        recording: what the run is added to; it may hold an earlier one.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> None:
-        self.recording = Recording(meta=meta)
-        self.tracer = Tracer(self, meta, self.recording.shapes)
+    def __init__(self, model: nn.Module, inputs: Inputs, label_inputs: bool, recording: Recording) -> None:
+        self.recording = recording
+        self.tracer = Tracer(self, recording.meta, recording.shapes)
         self.tracer.follow(model)
         self.inputs = self.recording.prepared(inputs)
         self._is_graph = isinstance(model, GraphModel)
+        self._first_call = len(recording.calls)
         self._labels: TensorMap[Tensor] = self.tracer.tensor_map()
         self._further: TensorMap[list[Tensor]] = self.tracer.tensor_map()
         """Further sheets of labels, of tensors that have any; see `Sheets`."""
@@ -62,12 +63,9 @@ class Recorder:
         self.make_channels, self.record_layer = table.make_channels, table.record_layer
         self.record_grouped_conv = table.record_grouped_conv
         self.record_norm, self.state_size = self._modules.record_norm, self._modules.state_size
-        if label_inputs:
-            for x in tensors:
-                if x.is_floating_point() and x.ndim > 1:
-                    new = self.recording.labels.new(x[0].numel())
-                    self.recording.inputs = torch.cat([self.recording.inputs, new])
-                    self._labels[x] = new.view(1, *x.shape[1:]).expand(x.shape)
+        labelled = [x for x in tensors if x.is_floating_point() and x.ndim > 1] if label_inputs else []
+        for x, own in zip(labelled, recording.labels_of_inputs([x[0].numel() for x in labelled]), strict=True):
+            self._labels[x] = own.view(1, *x.shape[1:]).expand(x.shape)
 
     # What rules may ask and say: see `RuleContext`.
 
@@ -127,6 +125,7 @@ class Recorder:
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         op = Op(self, func, args, kwargs, out, tensors)
         for x in op.tensors:
+            self._parameters.note_read(x)
             self.labels_from_memory(x)
         entering = [labels for x in op.tensors for labels in self.sheets_of(x)]
         outputs = tensors_among(out)
@@ -155,19 +154,16 @@ class Recorder:
         if (deferred := self._deferred.pop(x, None)) is not None:
             self.recording.labels.freeze(*deferred)
 
-    def freeze_outputs(self, outputs: list[Tensor]) -> None:
-        """Freezes what the network returns."""
+    def finish(self, outputs: list[Tensor]) -> None:
+        """Freezes what the network returns, and completes what only the whole run shows."""
+        reason = "an output of the network" + " in training mode" * bool(self.recording.runs)
         for x in outputs:
             self.labels_from_memory(x)
             self.flush_deferred(x)
             for labels in self.sheets_of(x):
-                self.recording.labels.freeze(collapse(labels), "an output of the network")
-
-    def finish(self) -> Recording:
-        """Completes what only the whole run shows, and returns the recording."""
-        self._modules.freeze_unsteady_norms()
-        self.recording.label_moved_parameters()
-        return self.recording
+                self.recording.labels.freeze(collapse(labels), reason)
+        self._modules.finish()
+        self.recording.end_run(self._first_call, [tuple(x.shape) for x in outputs])
 
     # One op.
 
@@ -259,10 +255,14 @@ class Recorder:
             self._constrain(labels, f"{op.name} folds channels into {tuple(labels.shape)}")
 
     def _write(self, op: Op, tensor: Tensor, before: Tensor | None, labels: Tensor) -> None:
-        """Follows channels that an op writes into its operand; freezes them where views of it elsewhere would not know."""
+        """Follows channels that an op writes, also into a buffer; freezes them where views of its operand would not know."""
         was, now = drop_expanded(before if before is not None else no_labels(tensor.shape), labels)
-        followed = before is None or self._memory.is_written(tensor)
-        if ((was == 0) & (now != 0)).any() and not (followed and self._memory.write(tensor, labels)):
+        if not ((was == 0) & (now != 0)).any():
+            return
+        if views := self.views_of(tensor):
+            for view in views:
+                self.attach_view(view, labels)
+        elif (before is not None and not self._memory.is_written(tensor)) or not self._memory.write(tensor, labels):
             self.freeze(torch.where(was == 0, now, 0), f"{op.name} writes into a tensor that held no channels")
 
     def _constrain(self, labels: Tensor, reason: str) -> None:

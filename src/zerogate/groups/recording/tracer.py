@@ -30,6 +30,7 @@ from zerogate.groups.recording.tensor_maps import TensorMap, tensor_map
 from zerogate.groups.rules.protocol import UnknownValue
 from zerogate.modules.index import modules_by_name
 from zerogate.modules.internals import frames_above, storage_key
+from zerogate.modules.run import seed
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
@@ -72,6 +73,11 @@ class Tracer(TorchDispatchMode):
         """Where the model is an exported graph: the line of the user's code that the node comes from."""
         self._shapes = ShapeCache() if shapes is None else shapes
         self._values = KnownValues()
+
+    def __enter__(self) -> Tracer:
+        seed()  # every run draws the same random numbers
+        super().__enter__()
+        return self
 
     def tensor_map(self) -> TensorMap[Any]:
         """A map by tensor that does not keep data alive."""

@@ -13,6 +13,7 @@ from zerogate.cutting.attention import Attention, unnest
 from zerogate.errors import WatchError, class_and_line
 from zerogate.modules.copies import deep_copy, meta_copy, quick_copy
 from zerogate.modules.index import modules_by_name, named_tensors
+from zerogate.modules.internals import storage_key
 
 
 def twin_of(model: nn.Module, meta: bool) -> nn.Module:
@@ -27,6 +28,11 @@ def shared_twin(model: nn.Module) -> nn.Module:
 
     Raises `WatchError` where the model cannot be copied."""
     return _prepared(_copied(model, lambda m: quick_copy(m, {id(x): x for _, x in named_tensors(m)})))
+
+
+def originals_of(model: nn.Module) -> dict[int, str]:
+    """`storage_key` of each tensor that a twin has a copy of → its name; see `Tracer.originals`."""
+    return {storage_key(x): name for name, x in named_tensors(model) if not x.is_meta}
 
 
 def _prepared(twin: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zerogate.errors import first_line
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, bind, scalars_among, tensors_among
 from zerogate.groups.ops import Family, OpSpec, spec_of
-from zerogate.groups.recording.record import Recording, ResultLabels, Step
+from zerogate.groups.recording.record import RecordedRun, Recording, ResultLabels, Step
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.trial.size_arguments import SizeArguments, slice_starts
@@ -49,10 +49,15 @@ class Divergence:
 
 
 def replay(
-    small: nn.Module, inputs: Inputs, recording: Recording, sizes: Sizes, arguments: SizeArguments
+    small: nn.Module,
+    inputs: Inputs,
+    recording: Recording,
+    recorded: RecordedRun,
+    sizes: Sizes,
+    arguments: SizeArguments,
 ) -> Divergence | None:
-    """Runs a smaller model, which is used up, beside the record; returns where and why it leaves it, or None."""
-    run = _Replay(recording, sizes, arguments)
+    """Runs a smaller model, which is used up, beside the record of one run; returns where and why it leaves it, or None."""
+    run = _Replay(recording, recorded, sizes, arguments)
     inputs = recording.prepared(inputs)
     try:
         with torch.inference_mode(), run.tracer:
@@ -75,17 +80,17 @@ class _Diverged(Exception):
 class _Replay:
     """A run that compares each op with the recorded one."""
 
-    def __init__(self, recording: Recording, sizes: Sizes, arguments: SizeArguments) -> None:
+    def __init__(self, recording: Recording, recorded: RecordedRun, sizes: Sizes, arguments: SizeArguments) -> None:
         self.tracer = Tracer(self, recording.meta, recording.shapes)
-        self.at = 0
+        self.at = recorded.start
         """Number of the step that runs or comes next."""
         self.running = False
         """Whether an op is under way."""
-        self.end = len(recording.steps)
-        """Number of steps that have anything to do with channels."""
+        self.stop = self.end = recorded.stop
+        """Number of the step after the last, and after the last that has anything to do with channels."""
         if not recording.meta:  # what comes after the last channel may take sizes from values, which are others now
-            touched = (i for i in reversed(range(self.end)) if _is_touched(recording.steps[i], sizes))
-            self.end = next(touched, -1) + 1
+            touched = (i for i in reversed(range(self.at, self.stop)) if _is_touched(recording.steps[i], sizes))
+            self.end = next(touched, self.at - 1) + 1
         self._steps, self._sizes, self._arguments = recording.steps, sizes, arguments
         self._current: tuple[object, object, object] = None, (), {}
         self._norms = {n.module for n in recording.norms}  # tried alone, numbers and all
@@ -97,7 +102,7 @@ class _Replay:
     @property
     def over(self) -> bool:
         """Whether the rest of the run has nothing to do with channels."""
-        return self.at >= self.end < len(self._steps)
+        return self.at >= self.end < self.stop
 
     def current_call(self) -> OpCall:
         """What the op that ran last was given."""
@@ -113,9 +118,9 @@ class _Replay:
         if spec.layout_only or self.over:
             return
         self._current = func, args, kwargs
-        if self.at == len(self._steps) or spec.name != self._steps[self.at].name:
+        if self.at == self.stop or spec.name != self._steps[self.at].name:
             # a slice that takes all there is does not run
-            is_slice = self.at < len(self._steps) and self._steps[self.at].spec.family is Family.SLICE
+            is_slice = self.at < self.stop and self._steps[self.at].spec.family is Family.SLICE
             raise _Diverged(_wrong_size(self._steps[self.at]) if is_slice else _ANOTHER_WAY)
         self.running = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from zerogate.cutting.cut import cut
 from zerogate.cutting.plan import make_plan
 from zerogate.groups.recording.record import Recording
+from zerogate.groups.recording.training_run import in_training_mode
 from zerogate.groups.trial.replay import Divergence, replay
 from zerogate.groups.trial.size_arguments import SizeArguments
 from zerogate.groups.trial.sizes import LabelVectors, Sizes
@@ -64,10 +66,16 @@ class Trial:
 
         ``sizes``: of these units, where they are known already.
         """
-        shared = {id(x): x for _, x in named_tensors(self.model)}  # cutting puts others in their place
-        small = self._cutter.cut(quick_copy(self.model, shared), structure, kept)
         sizes = self.sizes(structure, kept) if sizes is None else sizes
-        return replay(small, self.inputs, self.recording, sizes, self.arguments)
+        for run in self.recording.runs:
+            shared = {id(x): x for _, x in named_tensors(self.model)}  # cutting puts others in their place
+            small = self._cutter.cut(quick_copy(self.model, shared), structure, kept)
+            mode = in_training_mode(small, self.recording) if run.training else nullcontext()
+            with mode:
+                divergence = replay(small, self.inputs, self.recording, run, sizes, self.arguments)
+            if divergence is not None:
+                return divergence
+        return None
 
     def find_units(self) -> Structure:
         """The units, after labels have been tied or frozen."""
