@@ -134,7 +134,7 @@ REFUSING = {
     "matmul": (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul over all channels"),
     "index by values": (lambda x: x[x.flatten(1).argmax(1) % 2], "argmax over channels"),
     "index by a mask": (lambda x: x[(x > 9e9).sum((1, 2, 3)) == 0], "sum over channels"),
-    "picked at channels' places": (lambda x: x.gather(0, (x > 0).long()), "gather by channels"),
+    "picked at channels' places": (lambda x: x.gather(1, (x > 0).long()), "gather among channels"),
     "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "to a size that is written down"),
     "convolution along channels": (
         lambda x: (

@@ -59,7 +59,7 @@ def _first_example(inputs: Inputs) -> Inputs:
     too large for them would break off the whole process."""
     tensors = tensors_of(inputs)
     size = len(tensors[0]) if tensors and tensors[0].ndim else 1
-    if size == 1 or any(x.device.type != "cpu" for x in tensors):
+    if size == 1 or any(x.device.type != "cpu" or x.layout is not torch.strided for x in tensors):
         return inputs
     first: Inputs = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.ndim and len(x) == size else x, inputs)
     return first

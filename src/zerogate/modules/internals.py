@@ -73,6 +73,8 @@ def version_of(x: Tensor) -> int:
 
 def storage_key(x: Tensor | torch.UntypedStorage) -> int:
     """The same number for all tensors that share memory, also on the meta device, where all addresses are 0."""
+    if isinstance(x, Tensor) and x.layout is not torch.strided:
+        return id(x)  # a sparse tensor's memory is that of others, which it holds
     storage = x.untyped_storage() if isinstance(x, Tensor) else x
     return storage._cdata
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from zerogate.groups.declarations.table import Family, declare
 
-declare("softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp", Family.MIXING)
+declare(
+    "softmax log_softmax _softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp cummax cummin",
+    Family.MIXING,
+    in_place="cumsum_ cumprod_",
+)
+declare(
+    """_fft_r2c _fft_c2r _fft_c2c linalg_cross linalg_inv_ex linalg_cholesky_ex cholesky linalg_matrix_exp _linalg_det
+    _linalg_slogdet _linalg_svd _linalg_eigh linalg_eig linalg_qr linalg_lu linalg_lu_factor_ex max_unpool2d max_unpool3d"""
+)
 declare(
     """mean sum amax amin std var max min logsumexp norm linalg_vector_norm median nansum var_mean std_mean argmax argmin
-    prod any all""",
+    prod any all count_nonzero aminmax nanmedian""",
     Family.REDUCTION,
 )
 declare(

@@ -24,7 +24,7 @@ declare(
 )
 declare("linear mm bmm addmm baddbmm", Family.CONTRACTION, makes_channels=True, frees_parameters=True, one_dtype=True)
 declare("matmul", Family.CONTRACTION, makes_channels=True, one_dtype=True)
-declare("mv dot addmv bilinear", Family.CONTRACTION, makes_channels=True, frees_parameters=True)
+declare("mv dot addmv bilinear _sparse_mm", Family.CONTRACTION, makes_channels=True, frees_parameters=True)
 declare(
     """addbmm _grouped_mm embedding _embedding_bag _embedding_bag_forward_only einsum
     scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
@@ -33,3 +33,4 @@ declare(
     makes_channels=True,
     frees_parameters=True,
 )
+declare("_cdist_forward _euclidean_dist", Family.CONTRACTION)

@@ -34,12 +34,22 @@ declare("chunk unsafe_chunk", Family.SLICE, only_sizes=True, equal_pieces=True)
 declare("tensor_split unbind", Family.SLICE, only_sizes=True)
 
 declare(
-    "index index_select roll rot90 diagonal tril triu unfold as_strided gather take_along_dim",
+    "index _unsafe_index index_select roll rot90 diagonal tril triu unfold as_strided gather take_along_dim",
     Family.INDEX,
 )
 declare(
-    "index_put index_add index_copy scatter_add scatter",
+    """index_put _unsafe_index_put index_add index_copy index_reduce scatter_add scatter scatter_reduce select_scatter
+    slice_scatter""",
     Family.SCATTER,
-    in_place="index_put_ index_add_ index_copy_ scatter_add_ scatter_",
+    in_place="index_put_ index_add_ index_copy_ index_reduce_ scatter_add_ scatter_ scatter_reduce_",
 )
-declare("topk sort kthvalue msort", Family.ORDER)
+declare("index_fill segment_reduce", in_place="index_fill_")
+declare(
+    "",
+    Family.RELAYOUT,
+    in_place="squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_",
+    only_sizes=True,
+    broadcast_safe=True,
+)
+declare("im2col col2im", Family.REARRANGEMENT)
+declare("topk sort kthvalue msort mode", Family.ORDER)

@@ -18,7 +18,7 @@ from zerogate.groups.recording.memory import Memory
 from zerogate.groups.recording.module_calls import ModuleCalls
 from zerogate.groups.recording.parameters import ParameterTable
 from zerogate.groups.recording.record import MovedParameter, Recording, SliceConstraint, Step
-from zerogate.groups.recording.sheets import ask_on_sheets
+from zerogate.groups.recording.sheets import ask_on_sheets, lie_apart
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.rules.layers import record_macs
@@ -169,7 +169,8 @@ class Recorder:
 
     def _labels_of_results(self, op: Op, labelled: bool) -> Sequence[Tensor | Sheets | None]:
         """Labels of each result: one tensor, all sheets of them, or None."""
-        if self._further and any(x in self._further for x in op.tensors):
+        several = self._further and any(x in self._further for x in op.tensors)
+        if several or (labelled and lie_apart(self, op.spec, op.tensors)):
             return ask_on_sheets(self, op, lambda one: self._ask_rule(one, True))
         labels = self._ask_rule(op, labelled)
         if isinstance(labels, list) and not isinstance(labels, Sheets):
@@ -212,7 +213,8 @@ class Recorder:
     def _freeze_all(self, op: Op, reason: str) -> None:
         where = self.tracer.where(reason)
         for x in op.tensors:
-            every = op.spec.family is Family.CONTRACTION  # others are asked again about each further sheet
+            # a layer is asked once, all others again about each further sheet
+            every = op.spec.family is Family.CONTRACTION and any(op.views(y) for y in op.tensors)
             for labels in op.sheets(x) if every else [op.labels(x)]:
                 if labels is not None:
                     self.recording.labels.freeze(labels, where)
@@ -245,7 +247,7 @@ class Recorder:
             if not in_place:
                 self._labels.pop(tensor, None)
             return
-        if in_place and labels is not before:
+        if in_place and labels is not before and not op.spec.is_move:
             self._write(op, tensor, before, labels)
         if labels.shape != tensor.shape:
             raise AssertionError(f"{op.name}: labels {tuple(labels.shape)} for output {tuple(tensor.shape)}")

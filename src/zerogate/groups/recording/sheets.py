@@ -73,15 +73,24 @@ def ask_on_sheets(context: RuleContext, op: Op, ask: Callable[[Op], Out]) -> lis
     return results
 
 
+def lie_apart(context: RuleContext, spec: OpSpec, tensors: list[Tensor]) -> bool:
+    """Whether labels of operands that meet entry by entry vary along different dimensions, as in an outer product."""
+    if not spec.pointwise:
+        return False
+    along = [{d - x.ndim for d in varying_dims(y)} for x in tensors if (y := context.labels_of(x)) is not None]
+    along = [dims for dims in along if dims]
+    return any(not one & other for i, one in enumerate(along) for other in along[:i])
+
+
 def sheets_among(context: RuleContext, spec: OpSpec, tensors: list[Tensor]) -> list[Sheet]:
-    """The sheets of an op's operands. Where operands meet entry by entry, those that vary along the same dimensions, counted
-    from the end, are one sheet; else those of the same number."""
+    """The sheets of an op's operands. Where operands meet entry by entry, or as matrices, those that vary along the same
+    dimensions, counted from the end, are one sheet; else those of the same number."""
     sheets: list[Sheet] = []
-    along: list[set[int]] = []
-    meets = spec.pointwise or spec.name in ("cat", "concat", "concatenate", "stack")
-    for x in tensors:
+    along: list[set[str]] = []
+    meets = spec.pointwise or spec.name in (*_JOINED, *_PRODUCTS)
+    for position, x in enumerate(tensors):
         for number, labels in enumerate(context.sheets_of(x)):
-            own = {d - x.ndim for d in varying_dims(labels)}
+            own = {_name_of(spec, position, d, x.ndim) for d in varying_dims(labels)}
             place = number
             if meets and not own:
                 place = 0
@@ -94,6 +103,20 @@ def sheets_among(context: RuleContext, spec: OpSpec, tensors: list[Tensor]) -> l
             sheets[place][id(x)] = labels
             along[place] |= own
     return sheets
+
+
+_JOINED = ("cat", "concat", "concatenate", "stack")
+_PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "_sparse_mm")
+
+
+def _name_of(spec: OpSpec, position: int, dim: int, ndim: int) -> str:
+    """A name for a dimension of an operand, the same for those of other operands that it meets."""
+    if spec.name in _PRODUCTS:
+        if dim - ndim == (-1 if position == 0 or ndim == 1 else -2):
+            return "summed"
+        if dim - ndim >= -2:
+            return f"matrix {position}"
+    return str(dim - ndim)
 
 
 def _stranger(op: Op, sheet: Sheet) -> str:

@@ -56,7 +56,7 @@ def _bilinear(op: Op) -> Out:
     return None if new is None else new.expand(out.shape)
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", "_sparse_mm")
 def _matmul(op: Op) -> Out:
     return _product(op, op.args[0], op.args[1], None)
 

@@ -69,7 +69,7 @@ def _reduce(op: Op) -> Out:
 def _mix(op: Op) -> Out:
     """Softmax and cumulative sums: along one dimension."""
     labels = op.labels(op.args[0])
-    return None if labels is None else op.tie_along(labels, {op.bound["dim"] % labels.ndim})
+    return op.all_results(None if labels is None else op.tie_along(labels, {op.bound["dim"] % labels.ndim}))
 
 
 @rule(Family.ORDER)

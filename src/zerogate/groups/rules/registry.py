@@ -12,11 +12,13 @@ from zerogate.groups.rules import (
     pointwise,
     reductions,
     relayout,
+    scatter,
     slicing,
+    transforms,
 )
 from zerogate.groups.rules.op import RULES, Rule
 
-MODULES = (attention, convolution, einsum, linear, norms, pointwise, reductions, relayout, slicing)
+MODULES = (attention, convolution, einsum, linear, norms, pointwise, reductions, relayout, scatter, slicing, transforms)
 
 
 def rule_of(spec: OpSpec) -> Rule | None:

@@ -1,4 +1,4 @@
-"""Slices, picks by position, and writes at positions.
+"""Slices, and picks by position.
 
 Slices count channels from the left. Equal pieces go on working if each loses equally many channels, so these are tied;
 a slice at a place that is written down needs its size to follow, which trials find out (`groups.trial`). Picks must
@@ -67,8 +67,13 @@ def _tie_pieces(op: Op, before: Tensor, dim: int, pieces: list[Tensor]) -> None:
 @rule(Family.INDEX)
 def _pick(op: Op) -> Out:
     before = op.labels(op.args[0])
-    if before is None or any(any_in(op.labels_or_zero(x)) for x in op.tensors if x is not op.args[0]):
+    places = op.bound.get("index")
+    same = places if op.name in ("gather", "take_along_dim") else None  # whose places may lie along channels
+    others = [x for x in op.tensors if x is not op.args[0] and x is not same]
+    if before is None or any(any_in(op.labels_or_zero(x)) for x in others):
         raise Freeze(f"{op.name} by channels")
+    if same is not None and (own := op.labels(same)) is not None:
+        return _pick_along_channels(op, before, own)
     moved = run_on_labels(op)
     if not isinstance(moved, Tensor) or _same_order(before, moved):
         return moved
@@ -97,41 +102,14 @@ def _varying_part(labels: Tensor, dims: list[int]) -> Tensor:
     return labels.squeeze()
 
 
-@rule("index_put", "index_put_")
-def _index_put(op: Op) -> Out:
-    """Places are picked along dimensions without channels; what is put there has the channels of the rest."""
-    labels, values = op.labels(op.bound["self"]), op.bound["values"]
-    written = op.labels(values)
-    picked = [d for d, i in enumerate(op.bound["indices"]) if i is not None]
-    rest = op.out.ndim - 1 - picked[-1]
-    if written is None and labels is None:
-        return None
-    if labels is not None and set(picked) & set(varying_dims(labels)):
+def _pick_along_channels(op: Op, before: Tensor, places: Tensor) -> Tensor:
+    """A pick by places that each channel has of its own, as those of its largest values."""
+    dim = op.bound["dim"] % before.ndim
+    if dim in varying_dims(before) or dim in varying_dims(places):
         raise Freeze(f"{op.name} among channels")
-    if written is None or not values.numel():
-        return labels
-    if any(d < written.ndim - rest for d in varying_dims(written)):
-        raise Freeze(f"{op.name} of other channels at each place")
-    written = written[(0,) * max(written.ndim - rest, 0)].expand(op.out.shape)
-    return collapse(written) if labels is None else _joined(op, labels, written)
-
-
-@rule(Family.SCATTER)
-def _scatter(op: Op) -> Out:
-    """Places are picked along one dimension; what is put there has the same channels."""
-    labels, source = op.labels_or_zero(op.bound["self"]), op.bound.get("source", op.bound.get("src"))
-    dim = op.bound["dim"] % labels.ndim
-    written = op.labels(source)
-    if dim in varying_dims(labels) or (written is not None and dim in varying_dims(written)):
-        raise Freeze(f"{op.name} among channels")
-    if written is None:
-        return labels
-    if any(n != m for d, (n, m) in enumerate(zip(written.shape, labels.shape, strict=True)) if d != dim):
+    picked = before.narrow(dim, 0, 1)
+    if any(n != m for d, (n, m) in enumerate(zip(picked.shape, places.shape, strict=True)) if d != dim):
         raise Freeze(f"{op.name} at a part of the places")
-    return _joined(op, labels, written.narrow(dim, 0, 1).expand(labels.shape))
-
-
-def _joined(op: Op, labels: Tensor, written: Tensor) -> Tensor:
-    """Labels of a tensor into which others are written: tied where both have any."""
-    op.unite(labels, written)
-    return collapse(first_label(labels, written))
+    picked = picked.expand(places.shape)
+    op.unite(picked, places)
+    return collapse(first_label(picked, places))

@@ -191,7 +191,7 @@ class _Replay:
             return all(e is True for e in even)
         if spec.name in ("gather", "take_along_dim") and even[0] is None:
             return None
-        if spec.family is Family.SCATTER and all(e is None for e in even[1:]):
+        if spec.family is Family.SCATTER and even[-1] is None:
             return None
         if spec.family is Family.IDENTITY or spec.pointwise or spec.broadcast_safe:
             return all(e is True for e in even)
