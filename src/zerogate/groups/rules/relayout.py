@@ -101,12 +101,12 @@ def _channel_shuffle(op: Op) -> Out:
     return collapse(vector.view(1, -1, *[1] * (labels.ndim - 2)).expand(op.out.shape))
 
 
-@rule("pad")
+@rule("pad", "constant_pad_nd")
 def _pad(op: Op) -> Out:
     labels = op.labels(op.bound["self"])
     if labels is None:
         return None
-    pad, mode = op.bound["pad"], op.bound["mode"]
+    pad, mode = op.bound["pad"], op.bound.get("mode", "constant")
     padded = [labels.ndim - 1 - i // 2 for i, n in enumerate(pad) if n]
     if not set(padded) & set(varying_dims(labels)):  # what is padded in are constants of the same channels
         for d in padded:
