@@ -66,6 +66,8 @@ def _reduce(op: Op) -> Out:
     reduced = {d % labels.ndim for d in dims}
     vary = set(varying_dims(labels))
     if vary and vary <= reduced:
+        if op.name == "sum" and op.context.record_sum(op.args[0]):
+            return None
         if op.name in _PARTS_OF_NORMS and op.context.record_norm(labels):
             return op.all_results(None)
         if op.name == "mean":  # often only to be printed, or for a loss

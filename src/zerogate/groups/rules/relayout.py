@@ -17,12 +17,18 @@ from zerogate.groups.rules.op import Op, Out, rule
 
 @rule(Family.RELAYOUT)
 def _move(op: Op) -> Out:
-    return run_on_labels(op)
+    moved = run_on_labels(op)
+    if len(op.tensors) == 1 and isinstance(moved, Tensor):
+        op.context.note_factor(op.out, op.tensors[0], moved)
+    return moved
 
 
 @rule(Family.IDENTITY)
 def _identity(op: Op) -> Out:
-    return op.labels(op.args[0])
+    labels = op.labels(op.args[0])
+    if labels is not None and "_like" not in op.name and isinstance(op.out, Tensor):
+        op.context.note_factor(op.out, op.args[0], labels)
+    return labels
 
 
 @rule(Family.SHAPE_ONLY, Family.FACTORY)
