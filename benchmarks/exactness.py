@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +12,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import zerogate as zg
+
+
+class Float64(TorchFunctionMode):
+    """Keeps a float64 model in float64: several norms and softmaxes go through float32 whatever they are given, and
+    round what differs in the last bit to what differs in the eighth digit, or to nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            return args[0].double()
+        args = [torch.float64 if x is torch.float32 else x for x in args]
+        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -77,7 +89,8 @@ def expose(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
         for norm in norms:
             norm.momentum = 1.0
             norm.train()
-        call(model, inputs)
+        with Float64():
+            call(model, inputs)
         for norm, momentum in zip(norms, momenta, strict=True):
             assert norm.running_mean is not None and norm.running_var is not None
             norm.momentum = momentum
@@ -93,28 +106,59 @@ def close(sparse: zg.Sparsified, share: float, generator: torch.Generator) -> No
         sparse.logits.copy_(torch.where(closed, -8.0, 8.0))
 
 
-class Float64(TorchFunctionMode):
-    """Keeps a float64 model in float64: several norms and softmaxes go through float32 whatever they are given, and
-    round what differs in the last bit to what differs in the eighth digit, or to nothing."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            return args[0].double()
-        args = [torch.float64 if x is torch.float32 else x for x in args]
-        return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})
+SMALLEST = 1e-5
+"""Outputs that are smaller, relative to the largest of all, may be nothing but what rounding leaves of zero."""
 
 
 def largest_difference(gated: nn.Module, small: nn.Module, inputs: Any) -> float:
-    """max |gated − small| / max |gated| over all floating tensors of the outputs; inf where shapes differ."""
-    with torch.no_grad(), Float64():
-        torch.manual_seed(0)
-        a = list(floating_tensors(call(gated, inputs)))
-        torch.manual_seed(0)
-        b = list(floating_tensors(call(small, inputs)))
+    """The largest, over the floating tensors of the outputs, of max |gated − small| / max |gated|; inf where shapes differ.
+
+    An output's difference is relative to its own largest entry, and to no less than `SMALLEST` of the largest of all."""
+    a, b = outputs(gated, inputs), outputs(small, inputs)
     if [x.shape for x in a] != [x.shape for x in b]:
         return math.inf
-    if not all(x.isfinite().all() for x in a):
+    if not all(x.isfinite().all() for x in (*a, *b)):
         return math.nan
-    largest = max((x.abs().max().item() for x in a if x.numel()), default=0.0)
-    apart = max(((x - y).abs().max().item() for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)
-    return apart / (largest or 1.0)
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.numel()]
+    sizes = [x.abs().max().item() for x, _ in pairs]
+    least = SMALLEST * max(sizes, default=0.0)
+    apart = [(x - y).abs().max().item() for x, y in pairs]
+    return max((d / (max(n, least) or 1.0) for d, n in zip(apart, sizes, strict=True)), default=0.0)
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The floating tensors that a model returns, in float64 and from the seed 0."""
+    with torch.no_grad(), Float64():
+        torch.manual_seed(0)
+        return list(floating_tensors(call(model, inputs)))
+
+
+# training mode
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Dropout and dropped paths get the probability 0, wherever a module keeps it."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(getattr(holder, "__dict__", {}).items()):
+                if isinstance(value, float) and ("drop" in name or name.startswith("mask_")):
+                    setattr(holder, name, 0.0)
+
+
+def random_in_training(model: nn.Module, inputs: Any) -> str:
+    """Why two networks cannot be compared in training mode: the forward needs more than the inputs, or draws numbers.
+
+    Runs a copy."""
+    model = copy.deepcopy(model).train()
+    runs = []
+    try:
+        for seed in (0, 1):
+            with torch.no_grad(), Float64():
+                torch.manual_seed(seed)
+                runs.append(list(floating_tensors(call(model, inputs))))
+    except Exception as error:
+        return f"does not run in training mode: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    same = [x.shape for x in runs[0]] == [x.shape for x in runs[1]] and all(map(torch.allclose, *runs))
+    return "" if same else "draws random numbers in training mode"

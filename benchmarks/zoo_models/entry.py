@@ -1,9 +1,11 @@
-"""What an entry of the zoo is, and how the three libraries are imported."""
+"""What an entry of the zoo is, and how the libraries are imported."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,8 +50,10 @@ def add_to_path() -> None:
 
 
 def library(name: str) -> ModuleType:
-    """Imports torchvision, timm, transformers or torch_pruning, without warnings about things that are none of ours."""
+    """Imports a library of the zoo, without warnings about things that are none of ours."""
     add_to_path()
+    os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())  # ultralytics writes a file of settings
+    os.environ.setdefault("YOLO_VERBOSE", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _import_torchvision()

@@ -114,13 +114,28 @@ _SUMMARY = {
     "models": "architectures",
     "gated": "with gates",
     "exact": "compacted within 1e-10 of the gated network, in float64",
+    "compared_in_training": "compared in training mode, too",
+    "exact_in_training": "of these, within 1e-10",
     "median_weight_share": "median share of convolution and linear weights within reach",
     "weight_share_at_least_90_percent": "with at least 90 % of convolution and linear weights within reach",
     "median_seconds": "median seconds to attach gates",
     "max_seconds": "most seconds",
+    "macs_compared": "of which torch's counter of operations has counted, too",
+    "macs_as_the_witness_counts": "of these, with the same MACs, dense and compacted",
+    "fewer_channels_with_heads": "where asking for heads, too, finds fewer channels",
     "torch_pruning_enumerates": "of which Torch-Pruning lists groups too",
+    "compared_with_torch_pruning": "which Torch-Pruning cuts, too",
     "share_below_torch_pruning": "of these, Torch-Pruning reaches more",
     "median_ratio_of_seconds": "Torch-Pruning's seconds / ours, median",
+    "large_models_raced": "of a million parameters and more, timed in turns with Torch-Pruning",
+    "median_seconds_large": "of these, median seconds to attach gates",
+    "torch_pruning_median_seconds_large": "of these, Torch-Pruning's median seconds",
+    "tp_tried": "tried with Torch-Pruning, by its own recipe",
+    "tp_runs": "of these, the pruned network runs",
+    "tp_exact": "of these, exact to 1e-6",
+    "kirigami_tried": "tried with torch-kirigami, by its own recipe",
+    "kirigami_runs": "of these, the pruned network runs",
+    "kirigami_exact": "of these, exact to 1e-6",
 }
 
 
@@ -131,19 +146,54 @@ def _zoo(source: Plain, folder: Path) -> tuple[list[Section], list[str]]:
     lines = [Line(key, _SUMMARY.get(key, key.replace("_", " ")), {"value": Value(text=_number(value))})
              for key, value in summary.items()]  # fmt: skip
     total = Section("", [("value", "number")], lines)
-    heads = [("source", "library"), ("params", "parameters"), ("weight_share", "weights within reach %"),
-             ("error", "fp64 error"), ("seconds", "seconds"), ("tp_seconds", "Torch-Pruning, seconds"),
-             ("tp_weight_share", "Torch-Pruning, weights %")]  # fmt: skip
-    lines = []
-    for row in record["rows"]:
-        cells = {"source": Value(text=row["source"])}
-        for name, form in (("params", "{:,}"), ("error", "{:.0e}"), ("seconds", "{:.2f}"), ("tp_seconds", "{:.2f}")):
-            cells[name] = Value(text="" if row.get(name) is None else form.format(row[name]))
-        for name in ("weight_share", "tp_weight_share"):
-            cells[name] = Value(text="" if row.get(name) is None else f"{100 * row[name]:.1f}")
-        lines.append(Line(row["name"], row["name"], cells))
+    heads = [
+        ("source", "library"),
+        ("params", "parameters"),
+        ("weight_share", "weights within reach %"),
+        ("error", "fp64 error"),
+        ("training_error", "in training mode"),
+        ("macs", "MACs"),
+        ("seconds", "seconds"),
+    ]
+    for name, tool in _OTHER_TOOLS.items():
+        heads += [
+            (f"{name}_error", f"{tool}, fp64 error"),
+            (f"{name}_weight_share", "weights %"),
+            (f"{name}_seconds", "seconds"),
+        ]
+    lines = [Line(row["name"], row["name"], _cells_of_model(row)) for row in record["rows"]]
     notes = [record["note"]] if record.get("note") else []
-    return [total, Section("Every architecture", heads, lines)], [*notes, _origin(record)]
+    return [total, Section("Every architecture", non_empty(heads, lines), lines)], [*notes, _origin(record)]
+
+
+_OTHER_TOOLS = {"tp": "Torch-Pruning", "kirigami": "torch-kirigami"}
+
+
+def _cells_of_model(row: Plain) -> dict[str, Value]:
+    """The cells of an architecture; what was not measured stays empty."""
+    cells = {"source": Value(text=row["source"])}
+    counts = [row[key]["equal"] for key in ("witness", "witness_30%", "witness_80%") if key in row]
+    cells["macs"] = Value(text=("as counted" if all(counts) else "differ") if counts else "")
+    forms = {
+        "params": "{:,}",
+        "error": "{:.0e}",
+        "training_error": "{:.0e}",
+        "tp_error": "{:.0e}",
+        "kirigami_error": "{:.0e}",
+    }
+    for name in ("seconds", "tp_seconds", "kirigami_seconds"):
+        forms[name] = "{:.2f}"
+    for name in ("weight_share", "tp_weight_share", "kirigami_weight_share"):
+        forms[name] = "{:.1%}"
+    for name, form in forms.items():
+        value = row.get(name, "")
+        cells[name] = Value(text=(value if isinstance(value, str) else form.format(value)).removesuffix("%"))
+    for name in _OTHER_TOOLS:
+        if f"{name}_ended" in row and not cells[f"{name}_error"].text:
+            cells[f"{name}_error"] = Value(text=row[f"{name}_ended"])
+        elif f"{name}_failure" in row or f"{name}_prunes_not" in row:
+            cells[f"{name}_error"] = Value(text="fails")
+    return cells
 
 
 _WORDS = {

@@ -17,18 +17,12 @@ from zerogate.groups.rules.op import Op, Out, rule
 
 @rule(Family.RELAYOUT)
 def _move(op: Op) -> Out:
-    moved = run_on_labels(op)
-    if len(op.tensors) == 1 and isinstance(moved, Tensor):
-        op.context.note_factor(op.out, op.tensors[0], moved)
-    return moved
+    return run_on_labels(op)
 
 
 @rule(Family.IDENTITY)
 def _identity(op: Op) -> Out:
-    labels = op.labels(op.args[0])
-    if labels is not None and "_like" not in op.name and isinstance(op.out, Tensor):
-        op.context.note_factor(op.out, op.args[0], labels)
-    return labels
+    return op.labels(op.args[0])
 
 
 @rule(Family.SHAPE_ONLY, Family.FACTORY)
@@ -107,12 +101,12 @@ def _channel_shuffle(op: Op) -> Out:
     return collapse(vector.view(1, -1, *[1] * (labels.ndim - 2)).expand(op.out.shape))
 
 
-@rule("pad", "constant_pad_nd")
+@rule("pad")
 def _pad(op: Op) -> Out:
     labels = op.labels(op.bound["self"])
     if labels is None:
         return None
-    pad, mode = op.bound["pad"], op.bound.get("mode", "constant")
+    pad, mode = op.bound["pad"], op.bound["mode"]
     padded = [labels.ndim - 1 - i // 2 for i, n in enumerate(pad) if n]
     if not set(padded) & set(varying_dims(labels)):  # what is padded in are constants of the same channels
         for d in padded:
