@@ -71,3 +71,13 @@ def test_attributes_are_those_that_a_module_has_of_its_own() -> None:
     module = nn.Linear(3, 2)
     module.note = (3, 2)
     assert dict(attributes_of(module)) == {"in_features": 3, "out_features": 2, "note": (3, 2)}
+
+
+def test_a_dict_whose_class_forbids_changes_is_copied_with_new_numbers() -> None:
+    class Frozen(dict[str, int]):
+        def update(self, *args: object, **kwargs: object) -> None:
+            raise TypeError("frozen")
+
+    value = Frozen(heads=4, width=8)
+    changed = with_numbers(value, {"heads": 2})
+    assert type(changed) is Frozen and changed == {"heads": 2, "width": 8} and value["heads"] == 4

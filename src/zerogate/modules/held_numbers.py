@@ -85,8 +85,8 @@ def with_numbers(value: Any, new: NewValue | None) -> Any:
     if new is None or not isinstance(new, (list, dict)):
         return value if new is None else new
     if isinstance(new, dict):
-        changed = copy.copy(value)
-        changed.update({key: with_numbers(value[key], each) for key, each in new.items()})
+        changed = copy.copy(value)  # nobody else holds it: it may be written into although its class forbids that
+        dict.update(changed, {key: with_numbers(value[key], each) for key, each in new.items()})
         return changed
     items = [with_numbers(item, each) for item, each in zip(value, new, strict=True)]
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
