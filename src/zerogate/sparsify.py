@@ -29,6 +29,7 @@ from zerogate.groups.units import UnitFilter
 from zerogate.masking.attachment import is_gated
 from zerogate.masking.unit import WEIGHT, Layout, Options, Slices, Unit
 from zerogate.modules.index import modules_by_name
+from zerogate.modules.outputs import OutputChoice, Outputs
 from zerogate.modules.run import Inputs
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
@@ -53,6 +54,7 @@ def sparsify(
     round_to: int = 1,
     keep_class: bool = True,
     verify: bool = True,
+    outputs: Outputs | None = None,
 ) -> Sparsified:
     """Attaches gates to a model, in place, and returns the handle that trains, counts and compacts them.
 
@@ -74,30 +76,29 @@ def sparsify(
         exclude: patterns of layers that stay dense, coming in and going out. Default: none; for ``unit="weight"`` what
             the model's class names in ``dense_by_default``.
         min_channels: every group of channels keeps at least so many (all, where it has fewer).
-        round_to: each group's number of channels is rounded up to a multiple of this; what is kept beyond the open ones
-            adds nothing to the outputs.
+        round_to: each group's number of channels is rounded up to a multiple; what is beyond the open ones adds nothing.
         keep_class: False lets compaction return a `torch.fx.GraphModule`, by `torch.export`, that computes what the model
             does in evaluation mode; channels then also go where the forward has their number as a literal.
         verify: compact a copy at random and compare it with the model, in float64, before gates are attached.
+        outputs: which outputs count: names, as in ``["logits", "1.boxes"]``, or a function of what the forward returns that
+            picks among it; default all. What does not count may lose channels and is not compared.
 
     Raises:
         WatchError: the model rejects the inputs, cannot be copied or exported, or has nothing to remove.
-        ZerogateError: the model has gates already, an argument is out of range, a target cannot be reached, or a
-            ``Magnitude`` knows neither a density nor a target.
+        ZerogateError: the model has gates already, an argument is out of range, or a target cannot be reached.
     """
-    kind = _unit(unit)
+    kind, choice = _unit(unit), OutputChoice.of(outputs)
     _check_arguments(model, gate, objective)
-    _check_combination(kind, per_example, gate_inputs, include is not None, keep_class)
+    _check_combination(kind, per_example, gate_inputs, include is not None or outputs is not None, keep_class)
     allowed = _allowed(model, kind, include, exclude, narrowest_width(min_channels, round_to))
     graph = None if keep_class else exported(model, example_inputs)
     options = Options(frozenset(allowed.exclude), min_channels, round_to)
     with _without_collector():
-        layout = _layout(model, example_inputs, kind, graph, allowed, gate_inputs, options, verify)
+        layout = _layout(model, example_inputs, kind, graph, allowed, gate_inputs, options, verify, choice)
     if not layout.units:
-        raise WatchError(_nothing_to_remove(model, example_inputs, layout, allowed, keep_class and not gate_inputs))
-    gate = HardConcrete() if gate is None else gate
-    objective = Penalty() if objective is None else objective
-    return Sparsified(model, example_inputs, layout, gate, objective, per_example=per_example, graph=graph)
+        raise WatchError(_nothing_to_remove(model, example_inputs, layout, allowed, choice, graph, gate_inputs))
+    given = gate or HardConcrete(), objective or Penalty()
+    return Sparsified(model, example_inputs, layout, *given, per_example=per_example, graph=graph)
 
 
 def _layout(
@@ -109,6 +110,7 @@ def _layout(
     label_inputs: bool,
     options: Options,
     verify: bool,
+    choice: OutputChoice,
 ) -> Layout:
     """Finds in a run of the model, or of its graph, what belongs together, and where gates lie then."""
     parameters = dict(model.named_parameters())
@@ -117,7 +119,9 @@ def _layout(
     round_to = (
         options.round_to if is_whole(options.round_to) else 1
     )  # out of range, it is refused where costs are counted
-    found = find_groups(model, inputs, allowed, label_inputs=label_inputs, multiple=round_to, graph=graph)
+    found = find_groups(
+        model, inputs, allowed, label_inputs=label_inputs, multiple=round_to, graph=graph, choice=choice
+    )
     layout = unit.layout(found, parameters, options)
     if not verify or not layout.units:
         return layout
@@ -150,10 +154,10 @@ def _check_arguments(model: object, gate: object, objective: object) -> None:
         raise ZerogateError(f"objective is an instance, such as zerogate.Penalty(1.0), got {objective!r}")
 
 
-def _check_combination(unit: Unit, per_example: bool, gate_inputs: bool, include: bool, keep_class: bool) -> None:
-    if not unit.changes_shapes and (per_example or gate_inputs or include):
+def _check_combination(unit: Unit, per_example: bool, gate_inputs: bool, chosen: bool, keep_class: bool) -> None:
+    if not unit.changes_shapes and (per_example or gate_inputs or chosen):
         raise ZerogateError(
-            'per_example, gate_inputs and include go with unit="channel"; single weights are gated once per forward'
+            'per_example, gate_inputs, include and outputs go with unit="channel"; single weights are gated once per forward'
         )
     if not keep_class and (not unit.changes_shapes or gate_inputs):
         raise ZerogateError(
@@ -205,10 +209,17 @@ def _matching(model: nn.Module, patterns: Iterable[str], option: str) -> frozens
     return frozenset(matching)
 
 
-def _nothing_to_remove(model: nn.Module, inputs: Inputs, layout: Layout, allowed: UnitFilter, plain: bool) -> str:
-    """Why there is nothing to remove, and what else could be: only what has been tried and is there.
-
-    ``plain``: neither network inputs are gated nor a graph is cut."""
+def _nothing_to_remove(
+    model: nn.Module,
+    inputs: Inputs,
+    layout: Layout,
+    allowed: UnitFilter,
+    choice: OutputChoice,
+    graph: GraphModel | None,
+    label_inputs: bool,
+) -> str:
+    """Why there is nothing to remove, and what else could be: only what has been tried and is there."""
+    plain = graph is None and not label_inputs
     structure, name = layout.structure, type(model).__name__
     unread = [*dict.fromkeys(structure.reasons.values())]
     if not structure.calls:
@@ -219,17 +230,17 @@ def _nothing_to_remove(model: nn.Module, inputs: Inputs, layout: Layout, allowed
     ways = []
     if WEIGHT.layout(structure, dict(model.named_parameters()), Options()).units:
         ways.append('unit="weight" gates single weights')
-    if plain and find_groups(model, inputs, allowed, label_inputs=True).units:
+    if plain and find_groups(model, inputs, allowed, label_inputs=True, choice=choice).units:
         ways.append("gate_inputs=True gates the network's inputs")
-    if plain and _found_in_graph(model, inputs, allowed):
+    if plain and _found_in_graph(model, inputs, allowed, choice):
         ways.append("keep_class=False removes channels in a graph of the model")
     instead = f"; {', '.join(ways)}" if ways else ""
     return f"{name} has no unit that could be removed: {why}. Channels must lie between two layers{instead}"
 
 
-def _found_in_graph(model: nn.Module, inputs: Inputs, allowed: UnitFilter) -> bool:
+def _found_in_graph(model: nn.Module, inputs: Inputs, allowed: UnitFilter, choice: OutputChoice) -> bool:
     """Whether there is anything to remove with ``keep_class=False``."""
     try:
-        return find_groups(model, inputs, allowed, graph=exported(model, inputs)).units > 0
+        return find_groups(model, inputs, allowed, graph=exported(model, inputs), choice=choice).units > 0
     except WatchError:
         return False

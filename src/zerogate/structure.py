@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zerogate.modules.held_numbers import Entry
+from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 
 Axis = tuple[str, int]
 """A dimension of a parameter or buffer: (its name in the model, dim)."""
@@ -130,6 +131,7 @@ class Structure:
         reasons: tensors that some op reads in a way that cannot be followed → why.
         unit_of: unit of each label, −1 for those that stay.
         places: tensor → where modules hold it without having registered it, see `modules.unregistered`.
+        choice: which outputs of the network count, see `modules.outputs`.
         set_by_forward: names of attributes, as ``path.attribute``, that state sizes and that a run of the model has set.
         trains_apart: whether the network does other things in training mode, which are followed here, too.
         unseen_training: why it is not known what the network does in training mode; empty where it is.
@@ -147,6 +149,7 @@ class Structure:
     unit_of: Tensor = field(default_factory=lambda: torch.full((1,), -1))
     places: dict[str, list[Place]] = field(default_factory=dict)
     set_by_forward: frozenset[str] = frozenset()
+    choice: OutputChoice = ALL_OUTPUTS
     trains_apart: bool = False
     unseen_training: str = ""
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from zerogate.cutting.attention import unnest
 from zerogate.modules.even_draws import EvenDraws
 from zerogate.modules.index import named_tensors
+from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 from zerogate.modules.run import Inputs, KeepFloat64, call, kept_rng, tensors_of
 
 _SMALLEST_SCALE = 1e-5
@@ -41,8 +42,10 @@ class WholeNetworkFails(Exception):
     """The network that another one is compared with does not run itself; the cause says why."""
 
 
-def compare(whole: nn.Module, small: nn.Module, inputs: Inputs, float64: bool) -> Difference:
-    """How far ``small`` is from ``whole``, by `difference_of`. Puts both into evaluation mode.
+def compare(
+    whole: nn.Module, small: nn.Module, inputs: Inputs, float64: bool, choice: OutputChoice = ALL_OUTPUTS
+) -> Difference:
+    """How far ``small`` is from ``whole``, by `difference_of`, in the outputs that count. Puts both into evaluation mode.
 
     A forward that draws random numbers draws the same in both; where that does not make them equal, since they draw
     different amounts, both draw as `EvenDraws` does.
@@ -52,17 +55,17 @@ def compare(whole: nn.Module, small: nn.Module, inputs: Inputs, float64: bool) -
     inputs = _inputs_for(whole, inputs, float64)
     unnest(whole)  # nested tensors hold zeros where padding was, and plain ones do not
     try:
-        expected, draws = _outputs(whole, inputs, float64)
+        expected, draws = _outputs(whole, inputs, float64, choice)
     except Exception as error:
         raise WholeNetworkFails from error
     try:
-        difference = difference_of(expected, _outputs(small, inputs, float64)[0])
+        difference = difference_of(expected, _outputs(small, inputs, float64, choice)[0])
     except RuntimeError:
         if not draws:
             raise
         difference = Difference(math.inf)
     if draws and difference.value > 0:
-        expected, received = (_outputs(model, inputs, float64, EvenDraws())[0] for model in (whole, small))
+        expected, received = (_outputs(model, inputs, float64, choice, EvenDraws())[0] for model in (whole, small))
         even = difference_of(expected, received)
         difference = even if not even.value >= difference.value else difference
     return difference
@@ -123,9 +126,10 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _outputs(
-    model: nn.Module, inputs: Inputs, float64: bool, draws: EvenDraws | None = None
+    model: nn.Module, inputs: Inputs, float64: bool, choice: OutputChoice, draws: EvenDraws | None = None
 ) -> tuple[list[Tensor], bool]:
-    """All tensors that a model returns in evaluation mode, from the seed 0; and whether it drew random numbers."""
+    """The tensors that count of what a model returns in evaluation mode, from the seed 0; and whether it drew random
+    numbers."""
     model.eval()
     with torch.no_grad(), kept_rng(model), ExitStack() as modes:
         torch.manual_seed(0)
@@ -134,7 +138,8 @@ def _outputs(
             modes.enter_context(KeepFloat64())
         if draws is not None:
             modes.enter_context(draws)
-        outputs = tensors_of(call(model, tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)))
+        returned = call(model, tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs))
+        outputs = choice(returned)
         modes.close()
         return outputs, not all(map(torch.equal, before, _random_state()))
 

@@ -94,7 +94,7 @@ def try_plan(deployed: Deployed, plan: Plan) -> Outcome:
         try:
             small = gated.sharing().cut(plan)
             attach_kept(gated.module, deployed.structure, deployed.kept)
-            difference = compare(gated.module, small, deployed.example_inputs, float64)
+            difference = compare(gated.module, small, deployed.example_inputs, float64, deployed.structure.choice)
         except WholeNetworkFails:  # some kernels know nothing but float32
             if not float64:
                 raise
@@ -156,7 +156,7 @@ def difference(deployed: Deployed, small: nn.Module) -> float:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, which copies its own deprecated classes with a graph
         small = deep_copy(small).double()
     try:
-        return compare(gated, small, deployed.example_inputs, float64=True).value
+        return compare(gated, small, deployed.example_inputs, True, deployed.structure.choice).value
     except WholeNetworkFails as error:
         why = class_and_line(error.__cause__ or error)
         raise CompactionError(f"the gated {type(gated).__name__} does not run in float64: {why}") from error

@@ -16,6 +16,7 @@ from zerogate.groups.trial.confirm import confirm
 from zerogate.groups.trial.trial import Trial
 from zerogate.groups.trial.written_sizes import follow_written_sizes
 from zerogate.groups.units import UnitFilter, find_units, freeze_other_kinds
+from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 from zerogate.modules.run import Inputs, kept_rng
 from zerogate.structure import Structure
 
@@ -28,6 +29,7 @@ def find_groups(
     label_inputs: bool = False,
     multiple: int = 1,
     graph: GraphModel | None = None,
+    choice: OutputChoice = ALL_OUTPUTS,
 ) -> Structure:
     """The structure of all units that the model's own forward, or that of its graph, can do without.
 
@@ -38,13 +40,14 @@ def find_groups(
         label_inputs: whether the network's inputs may go, too.
         multiple: widths that are tried are multiples of it.
         graph: of the model, where the graph is what will be cut.
+        choice: which of the outputs count; the others may change their shapes.
 
     Raises `WatchError` where the model cannot be copied, rejects the inputs or returns no tensor.
     """
     whole = model if graph is None else graph
 
     def search(alone: str = "", reason: str = "") -> tuple[Structure, Trial]:
-        recording = watch(whole, inputs, label_inputs=label_inputs)
+        recording = watch(whole, inputs, label_inputs=label_inputs, choice=choice)
         with kept_rng(model):
             if graph is not None:
                 follow_written_sizes(graph, recording)
@@ -62,7 +65,7 @@ def find_groups(
         if len(trial.possible) > 1 and units > found.units:  # asking for more kinds of unit must not find fewer
             reason = f"more can go where {kind}s go alone; with both, {trial.why_lost}"
             found = max(found, search(kind, reason)[0], key=lambda structure: structure.units)
-    return found
+    return replace(found, choice=choice)
 
 
 def find_layers(model: nn.Module, inputs: Inputs, exclude: Collection[str] = ()) -> Structure:

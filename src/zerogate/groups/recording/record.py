@@ -18,6 +18,7 @@ from zerogate.groups.labels import Labels
 from zerogate.groups.ops import OpSpec, spec_of
 from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.modules.copies import like
+from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 from zerogate.modules.run import Inputs
 from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute, SizePlace
 
@@ -148,6 +149,8 @@ class Recording:
     moved_parameters: list[MovedParameter] = field(default_factory=list)
     places: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     """Tensor → where modules hold it without having registered it."""
+    choice: OutputChoice = ALL_OUTPUTS
+    """Which of the outputs count."""
     set_by_forward: set[str] = field(default_factory=set)
     """Attributes that state sizes, as ``path.attribute``, and that the run has set."""
     twin: nn.Module | None = None

@@ -20,11 +20,14 @@ from zerogate.groups.recording.training_run import with_training_run
 from zerogate.groups.recording.twin import originals_of, twin_of
 from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import named_tensors
+from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 from zerogate.modules.run import Inputs, call, kept_rng, tensors_of
 from zerogate.modules.stated_sizes import SizesSet
 
 
-def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Recording:
+def watch(
+    model: nn.Module, inputs: Inputs, *, label_inputs: bool = False, choice: OutputChoice = ALL_OUTPUTS
+) -> Recording:
     """Runs copies of the model on example inputs and returns what they show.
 
     Raises `WatchError` when the model cannot be copied, rejects the inputs, or returns no tensor.
@@ -33,10 +36,10 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Re
     inputs = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
     with kept_rng(model):
         try:
-            recording = _record(model, inputs, label_inputs, meta=True)
+            recording = _record(model, inputs, label_inputs, choice, meta=True)
         except Exception:  # it asked for data, or uses an op that has no shape-only version
             try:
-                recording = _record(model, inputs, label_inputs, meta=False)
+                recording = _record(model, inputs, label_inputs, choice, meta=False)
             except WatchError:
                 raise
             except Exception as error:
@@ -48,20 +51,20 @@ def watch(model: nn.Module, inputs: Inputs, *, label_inputs: bool = False) -> Re
         return with_training_run(model, inputs, recording, label_inputs)
 
 
-def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, meta: bool) -> Recording:
+def _record(model: nn.Module, inputs: Inputs, label_inputs: bool, choice: OutputChoice, meta: bool) -> Recording:
     twin = twin_of(model, meta)
     untouched = quick_copy(twin, {id(x): x for _, x in named_tensors(twin)}) if meta else None
-    recorder, sizes_set = Recorder(twin, inputs, label_inputs, Recording(meta=meta)), SizesSet(twin)
+    recorder, sizes_set = Recorder(twin, inputs, label_inputs, Recording(meta=meta, choice=choice)), SizesSet(twin)
     recorder.tracer.originals = originals_of(model)
     with torch.inference_mode(), recorder.tracer:
-        outputs = tensors_of(call(twin, recorder.inputs))
-    if not outputs:
+        returned = call(twin, recorder.inputs)
+    if not tensors_of(returned):
         raise WatchError(
             f"{type(model).__name__} returns no tensor (also not in a tuple, list, dict or dataclass); "
             "give zerogate the module whose outputs matter"
         )
     attach_kept_tensors(twin, recorder)
-    recorder.finish(outputs)
+    recorder.finish(choice(returned))
     recording = recorder.recording
     recording.twin, recording.set_by_forward = untouched, sizes_set.names(twin)
     return recording

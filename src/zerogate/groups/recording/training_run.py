@@ -28,7 +28,7 @@ from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import modules_by_name, named_tensors
 from zerogate.modules.internals import DROPOUT, RUNNING_NORM, buffers_of, children_of, parameters_of
 from zerogate.modules.mode_reads import reads_mode
-from zerogate.modules.run import Inputs, call, tensors_of
+from zerogate.modules.run import Inputs, call
 from zerogate.modules.stated_sizes import SizesSet
 
 _TOLD_MODE = ("batch_norm", "instance_norm", "dropout", "attention", "rrelu")
@@ -53,9 +53,9 @@ def with_training_run(model: nn.Module, inputs: Inputs, recording: Recording, la
         recorder, sizes_set = Recorder(twin, inputs, label_inputs, further), SizesSet(twin)
         recorder.tracer.originals = originals
         with in_training_mode(twin, recording), torch.inference_mode(), recorder.tracer:
-            outputs = tensors_of(call(twin, recorder.inputs))
+            returned = call(twin, recorder.inputs)
         attach_kept_tensors(twin, recorder)
-        recorder.finish(outputs)
+        recorder.finish(further.choice(returned, training=True))
         further.set_by_forward |= sizes_set.names(twin)
         if _is_followed(_training_twin(model, further), inputs, further, originals):
             return further
@@ -101,9 +101,10 @@ def _is_followed(twin: nn.Module, inputs: Inputs, recording: Recording, original
     run.tracer.originals = originals
     try:
         with in_training_mode(twin, recording), torch.inference_mode(), run.tracer:
-            outputs = tensors_of(call(twin, inputs))
+            returned = call(twin, inputs)
     except _Differs:
         return False
+    outputs = recording.choice(returned, training=True)
     return run.at == recording.runs[-1].stop and [x.shape for x in outputs] == recording.runs[-1].outputs
 
 
