@@ -43,7 +43,7 @@ class LayerCall:
     produces: Axis | None
     macs: float
     channel_dim: int
-    """Where the layer's input has its channels, counted from the end."""
+    """Where the layer's input has its channels, counted from the end; 0 where it is not the input that has them."""
     repeats: Axis | None = None
     """The layer runs once for each channel that is kept along this axis."""
     training: bool = False

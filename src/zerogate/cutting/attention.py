@@ -272,7 +272,8 @@ def _additive(mask: Tensor, dtype: torch.dtype, appended: int) -> Tensor:
     bools and of floats."""
     is_bool = mask.dtype == torch.bool
     assert_in_graph(is_bool | mask.is_floating_point(), "masks must be bool or floating point")
-    mask = mask.to(dtype).masked_fill(mask.bool() & is_bool, float("-inf"))
+    closed = (mask.bool() * (1 * is_bool)).bool()  # torch.jit.trace has no op that takes a tensor and a bool
+    mask = mask.to(dtype).masked_fill(closed, float("-inf"))
     return F.pad(mask, (0, appended)) if appended else mask
 
 

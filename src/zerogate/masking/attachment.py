@@ -98,7 +98,7 @@ class Attachment:
         multiply = []
         for number, placement in enumerate(self._forward.layout.placements):
             calls = [c for c in self._structure.calls if c.weight == placement.weight]
-            outside = next((c for c in calls if c.host != c.layer), None)
+            outside = next((c for c in calls if c.host != c.layer or not c.channel_dim), None)
             if outside is not None:
                 raise ZerogateError(
                     f"per_example gates need {outside.layer} to be called as a module, but its weight is read in "

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import zerogate as zg
 from rule_checks import Net, check_rule, parameter, refused
 
 X = torch.randn(2, 5, 4)
@@ -20,6 +21,9 @@ SCORES = {
     "einsum with dots": lambda m, x: torch.einsum("...d,d->...", x, m.v),
     "inner": lambda m, x: torch.inner(x, m.v),
     "tensordot": lambda m, x: torch.tensordot(x, m.v, 1),
+    "sum": lambda m, x: (x * m.v).sum(-1),
+    "sum of a moved product": lambda m, x: torch.relu(m.v * x).transpose(1, 2).sum(1),
+    "sum of a product of three": lambda m, x: (m.v[None, None] * x * x.tanh()).sum(dim=-1),
     "from the left": lambda m, x: m.v @ x.mT,
     "dot": lambda m, x: torch.stack([torch.dot(x[0, i], m.v) for i in range(5)]).expand(2, 5),
 }
@@ -35,6 +39,33 @@ def test_a_vector_is_a_layer_with_one_output(score: str) -> None:
     )
     sparse = check_rule(model, X, units={"a": 8}, witness=False)
     assert sparse.compact().v.shape == (sparse.kept().sum(),)
+
+
+def test_a_sum_of_what_no_parameter_multiplies_says_so() -> None:
+    for mix in (
+        lambda m, y: (y * m.v + 1).sum(-1),
+        lambda m, y: (y + m.v).sum(-1),
+        lambda m, y: (y * m.v).exp().sum(-1),
+    ):
+        model = Net(
+            lambda m, x, mix=mix: m.head((y := m.a(x)) * mix(m, y)[..., None]),
+            a=nn.Linear(4, 8),
+            v=parameter(8),
+            head=nn.Linear(8, 3),
+        )
+        assert "sum over channels" in refused(model, X)[""]
+
+
+def test_an_attention_of_one_head_by_a_vector_of_scores() -> None:
+    """A score from each end, as a graph attention has."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        x = m.a(x)
+        score = (x * m.source).sum(-1)[..., :, None] + (x * m.target).sum(-1)[..., None, :]
+        return m.head(F.leaky_relu(score).softmax(-1) @ x)
+
+    model = Net(forward, a=nn.Linear(4, 8), source=parameter(8), target=parameter(1, 1, 8), head=nn.Linear(8, 3))
+    check_rule(model, X, units={"a": 8}, witness=False)
 
 
 def test_a_product_of_an_activation_and_a_vector_of_them_ties_channels() -> None:
@@ -239,3 +270,14 @@ def test_rows_that_are_sent_to_a_product_with_a_stack() -> None:
         head=nn.Linear(7, 3),
     )
     check_rule(model, torch.randn(5, 4), units=8 + 6 + 7)
+
+
+def test_gates_of_each_example_cannot_lie_on_a_sum() -> None:
+    model = Net(
+        lambda m, x: m.head(m.a(x) * (m.a(x) * m.v).sum(-1)[..., None]),
+        a=nn.Linear(4, 8),
+        v=parameter(8),
+        head=nn.Linear(8, 3),
+    )
+    with pytest.raises(zg.ZerogateError, match="per_example gates need"):
+        zg.sparsify(model, X, per_example=True)

@@ -14,6 +14,7 @@ from zerogate.groups.arguments import Args, AtenOp, Kwargs, tensors_among, witho
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.label_tensors import Sheets, collapse, drop_expanded, no_labels, varying_dims
 from zerogate.groups.ops import Family
+from zerogate.groups.recording.factors import Factors
 from zerogate.groups.recording.memory import Memory
 from zerogate.groups.recording.module_calls import ModuleCalls
 from zerogate.groups.recording.parameters import ParameterTable
@@ -62,6 +63,9 @@ class Recorder:
         self.views_of, self.attach, self.attach_view = table.views_of, table.attach, table.attach_view
         self.make_channels, self.record_layer = table.make_channels, table.record_layer
         self.record_grouped_conv = table.record_grouped_conv
+        factors = Factors(self.recording, self.tracer, {name for name, _ in model.named_parameters()})
+        self.value_of, self.unite = self.tracer.value_of, self.recording.labels.unite
+        self.note_factor, self.record_sum = factors.note, factors.record_sum
         self.record_norm, self.state_size = self._modules.record_norm, self._modules.state_size
         labelled = [x for x in tensors if x.is_floating_point() and x.ndim > 1] if label_inputs else []
         for x, own in zip(labelled, recording.labels_of_inputs([x[0].numel() for x in labelled]), strict=True):
@@ -76,15 +80,9 @@ class Recorder:
         first = self._labels.get(x)
         return [] if first is None else [first, *self._further.get(x, ())]
 
-    def value_of(self, x: Tensor) -> Tensor | None:
-        return self.tracer.value_of(x)
-
     @property
     def any_size_can_follow(self) -> bool:
         return self._is_graph
-
-    def unite(self, a: Tensor, b: Tensor) -> None:
-        self.recording.labels.unite(a, b)
 
     def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
         return self.recording.labels.tie_rows(rows, self.tracer.where(reason))

@@ -7,7 +7,7 @@ dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from torch import Tensor
@@ -73,28 +73,31 @@ def ask_on_sheets(context: RuleContext, op: Op, ask: Callable[[Op], Out]) -> lis
     return results
 
 
+_JOINED = ("cat", "concat", "concatenate", "stack")
+_PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "_sparse_mm")
+
+
 def lie_apart(context: RuleContext, spec: OpSpec, tensors: list[Tensor]) -> bool:
-    """Whether labels of operands that meet entry by entry vary along different dimensions, as in an outer product."""
-    if not spec.pointwise:
+    """Whether labels of operands that meet vary along different dimensions, as in an outer product."""
+    if not spec.pointwise and spec.name not in _PRODUCTS:
         return False
-    along = [{d - x.ndim for d in varying_dims(y)} for x in tensors if (y := context.labels_of(x)) is not None]
-    along = [dims for dims in along if dims]
+    known = [(i, y) for i, x in enumerate(tensors) if (y := context.labels_of(x)) is not None]
+    along = [names for i, y in known if (names := _names(spec, i, y.ndim, varying_dims(y)))]
     return any(not one & other for i, one in enumerate(along) for other in along[:i])
 
 
 def sheets_among(context: RuleContext, spec: OpSpec, tensors: list[Tensor]) -> list[Sheet]:
     """The sheets of an op's operands. Where operands meet entry by entry, or as matrices, those that vary along the same
-    dimensions, counted from the end, are one sheet; else those of the same number."""
+    dimensions are one sheet; else those of the same number."""
     sheets: list[Sheet] = []
     along: list[set[str]] = []
-    meets = spec.pointwise or spec.name in (*_JOINED, *_PRODUCTS)
     for position, x in enumerate(tensors):
         for number, labels in enumerate(context.sheets_of(x)):
-            own = {_name_of(spec, position, d, x.ndim) for d in varying_dims(labels)}
+            own = _names(spec, position, x.ndim, varying_dims(labels))
             place = number
-            if meets and not own:
+            if _meet(spec) and not own:
                 place = 0
-            elif meets:
+            elif _meet(spec):
                 free = [i for i, sheet in enumerate(sheets) if id(x) not in sheet or sheet[id(x)] is labels]
                 place = next((i for i in free if own & along[i]), len(sheets))
             while place >= len(sheets):
@@ -105,26 +108,34 @@ def sheets_among(context: RuleContext, spec: OpSpec, tensors: list[Tensor]) -> l
     return sheets
 
 
-_JOINED = ("cat", "concat", "concatenate", "stack")
-_PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "_sparse_mm")
+def _meet(spec: OpSpec) -> bool:
+    """Whether it is known which dimensions of an op's operands meet."""
+    return spec.pointwise or spec.name in (*_JOINED, *_PRODUCTS)
 
 
-def _name_of(spec: OpSpec, position: int, dim: int, ndim: int) -> str:
-    """A name for a dimension of an operand, the same for those of other operands that it meets."""
-    if spec.name in _PRODUCTS:
-        if dim - ndim == (-1 if position == 0 or ndim == 1 else -2):
-            return "summed"
-        if dim - ndim >= -2:
-            return f"matrix {position}"
-    return str(dim - ndim)
+def _names(spec: OpSpec, position: int, ndim: int, dims: Iterable[int]) -> set[str]:
+    """Names for dimensions of an operand, the same as for those of other operands that they meet."""
+    names = set()
+    for d in dims:
+        back = d % ndim - ndim
+        if spec.name not in _PRODUCTS or back < -2:
+            names.add(str(back))
+        else:
+            summed = back == (-1 if position == 0 or ndim == 1 else -2)
+            names.add("summed" if summed else f"matrix {position}")
+    return names
 
 
 def _stranger(op: Op, sheet: Sheet) -> str:
     """Why a further sheet stays: something meets it that would have to lose the same places, and does not. Empty if there is
     no such thing."""
-    for x in op.tensors:
+    vary: set[str] = set()
+    for i, y in enumerate(op.tensors):
+        if id(y) in sheet:
+            vary |= _names(op.spec, i, y.ndim, varying_dims(sheet[id(y)]))
+    for i, x in enumerate(op.tensors):
         if id(x) not in sheet and x.numel() > 1 and not op.views(x):
-            vary = {d - y.ndim for y in op.tensors if id(y) in sheet for d in varying_dims(sheet[id(y)])}
-            if not op.spec.pointwise or any(-d <= x.ndim and x.shape[d] > 1 for d in vary):
+            longer = _names(op.spec, i, x.ndim, [d for d, n in enumerate(x.shape) if n > 1])
+            if longer & vary or not _meet(op.spec):
                 return f"{op.name} of units along positions with something that keeps all positions"
     return ""

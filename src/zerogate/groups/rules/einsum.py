@@ -120,10 +120,10 @@ class _Contraction:
         """Sheets of two parts that lie along the same letters, with None where one has no such sheet."""
         pairs: list[tuple[Tensor | None, Tensor | None]] = []
         rest = list(right.sheets)
-        single = len(left.sheets) == len(right.sheets) == 1
         for s in left.sheets:
             along = {left.letters[d] for d in varying_dims(s)}
-            same = [t for t in rest if single or along & {right.letters[d] for d in varying_dims(t)}]
+            others = [(t, {right.letters[d] for d in varying_dims(t)}) for t in rest]
+            same = [t for t, dims in others if along & dims or not along or not dims]
             rest = [t for t in rest if not same or t is not same[0]]
             pairs.append((s, same[0] if same else None))
         return pairs + [(None, t) for t in rest]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zerogate.errors import first_line
-from zerogate.groups.arguments import Args, AtenOp, Kwargs, map_arguments
+from zerogate.groups.arguments import Args, Kwargs, map_arguments
 from zerogate.groups.label_tensors import collapse, no_labels, varying_dims
 from zerogate.groups.ops import Family
 from zerogate.groups.rules.op import INTEGERS, Op, Out
@@ -36,9 +36,8 @@ def run_on_labels(op: Op, instead: Tensor | None = None) -> Out:
 
 def call(op: Op, args: Args, kwargs: Kwargs) -> Any:
     """What the op gives for other operands. Raises `Freeze` where it does not take them."""
-    func: AtenOp = op.func
-    if op.spec.in_place:  # what is moved are labels, which stay as they are
-        func = getattr(getattr(torch.ops.aten, op.name.removesuffix("_")), str(func).rpartition(".")[2])
+    # what is moved are labels, which stay as they are
+    func = getattr(torch.ops.aten, op.name.removesuffix("_")) if op.spec.in_place else op.func
     try:
         return func(*args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:

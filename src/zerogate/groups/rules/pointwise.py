@@ -32,7 +32,37 @@ def pointwise(op: Op) -> Out:
     for x in op.tensors:
         if op.labels(x) is None:
             op.attach_parameters(x, met)
+    _note_factors(op, met)
     return met
+
+
+_KEEPS_ZERO = (
+    "mul",
+    "mul_",
+    "multiply",
+    "div",
+    "neg",
+    "relu",
+    "relu_",
+    "gelu",
+    "silu",
+    "tanh",
+    "abs",
+    "square",
+    "leaky_relu",
+)
+"""Ops that give 0 where their first operand is 0; a product does where any is."""
+
+
+def _note_factors(op: Op, labels: Tensor) -> None:
+    """Notes parameters that multiply the result, now or in an op before."""
+    if op.name not in _KEEPS_ZERO:
+        return
+    for x in reversed(op.tensors if "mul" in op.name else op.tensors[:1]):
+        op.context.note_factor(op.out, x, labels)
+        views = op.views(x) if "mul" in op.name and op.labels(x) is None else []
+        if len(views) == 1:
+            op.context.note_factor(op.out, views[0], labels)
 
 
 def _one_of_many(op: Op, labels: Tensor, other: Tensor) -> Tensor:

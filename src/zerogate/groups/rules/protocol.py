@@ -104,6 +104,14 @@ class RuleContext(Protocol):
     def attach_view(self, view: View, labels: Tensor) -> None:
         """Says that a parameter, moved as the view says and broadcast to the labels' shape, is sliced with them."""
 
+    def note_factor(self, result: Tensor, factor: View | Tensor, labels: Tensor) -> None:
+        """Says that a parameter, or what is known to multiply another tensor, multiplies a result with these labels: where
+        a gate closes a channel of that parameter, the result is 0."""
+
+    def record_sum(self, x: Tensor) -> bool:
+        """Says that all channels of x are summed up; False where no parameter multiplies them, whose gates could leave
+        closed ones out."""
+
     def make_channels(self, x: Tensor, dims: Collection[int]) -> Tensor:
         """Labels, which vary along ``dims``, for a tensor made of parameters alone that is used as an activation."""
 

@@ -6,7 +6,7 @@ tied; where nothing is left untied, the channels stay.
 
 from __future__ import annotations
 
-from zerogate.groups.label_tensors import collapse, varying_dims
+from zerogate.groups.label_tensors import collapse, drop_expanded, first_label, varying_dims
 from zerogate.groups.ops import Family
 from zerogate.groups.rules.op import Op, Out, rule
 from zerogate.groups.rules.pointwise import pointwise
@@ -33,12 +33,25 @@ def _pool(op: Op) -> Out:
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def _grid_sampler(op: Op) -> Out:
-    labels = op.labels(op.bound["input"])
-    if labels is None or op.labels(op.bound["grid"]) is not None or set(varying_dims(labels)) - {0, 1}:
-        raise Freeze(f"{op.name} at places that depend on channels")
-    for d in range(2, labels.ndim):
-        labels = labels.narrow(d, 0, 1)
-    return labels.expand(op.out.shape)
+    """Places are chosen for all channels of an image, or for those of one head, where heads are images of their own."""
+    labels, grid = op.labels(op.bound["input"]), op.labels(op.bound["grid"])
+    own = grid is not None and 0 in varying_dims(grid)
+    if grid is not None and not own:
+        op.context.freeze(grid, f"{op.name} at places that depend on channels")
+    if labels is None and not own:
+        return None
+    labels = op.labels_or_zero(op.bound["input"])
+    if set(varying_dims(labels)) - {0, 1}:
+        raise Freeze(f"{op.name} over places that hold different channels")
+    if grid is not None and own:
+        heads = op.tie_all_along(grid, range(1, grid.ndim))
+        for d in range(1, grid.ndim):
+            heads = heads.narrow(d, 0, 1)
+        (narrow,) = drop_expanded(labels)
+        op.unite(narrow, heads)
+        labels = first_label(labels, heads.expand(labels.shape))
+    (labels,) = drop_expanded(labels)
+    return collapse(labels.expand(op.out.shape))
 
 
 @rule(Family.REDUCTION)
@@ -53,6 +66,8 @@ def _reduce(op: Op) -> Out:
     reduced = {d % labels.ndim for d in dims}
     vary = set(varying_dims(labels))
     if vary and vary <= reduced:
+        if op.name == "sum" and op.context.record_sum(op.args[0]):
+            return None
         if op.name in _PARTS_OF_NORMS and op.context.record_norm(labels):
             return op.all_results(None)
         if op.name == "mean":  # often only to be printed, or for a loss

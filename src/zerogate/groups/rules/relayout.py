@@ -17,12 +17,18 @@ from zerogate.groups.rules.op import Op, Out, rule
 
 @rule(Family.RELAYOUT)
 def _move(op: Op) -> Out:
-    return run_on_labels(op)
+    moved = run_on_labels(op)
+    if len(op.tensors) == 1 and isinstance(moved, Tensor):
+        op.context.note_factor(op.out, op.tensors[0], moved)
+    return moved
 
 
 @rule(Family.IDENTITY)
 def _identity(op: Op) -> Out:
-    return op.labels(op.args[0])
+    labels = op.labels(op.args[0])
+    if labels is not None and "_like" not in op.name and isinstance(op.out, Tensor):
+        op.context.note_factor(op.out, op.args[0], labels)
+    return labels
 
 
 @rule(Family.SHAPE_ONLY, Family.FACTORY)
@@ -101,12 +107,12 @@ def _channel_shuffle(op: Op) -> Out:
     return collapse(vector.view(1, -1, *[1] * (labels.ndim - 2)).expand(op.out.shape))
 
 
-@rule("pad")
+@rule("pad", "constant_pad_nd")
 def _pad(op: Op) -> Out:
     labels = op.labels(op.bound["self"])
     if labels is None:
         return None
-    pad, mode = op.bound["pad"], op.bound["mode"]
+    pad, mode = op.bound["pad"], op.bound.get("mode", "constant")
     padded = [labels.ndim - 1 - i // 2 for i, n in enumerate(pad) if n]
     if not set(padded) & set(varying_dims(labels)):  # what is padded in are constants of the same channels
         for d in padded:

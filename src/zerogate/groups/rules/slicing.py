@@ -67,7 +67,7 @@ def _tie_pieces(op: Op, before: Tensor, dim: int, pieces: list[Tensor]) -> None:
 @rule(Family.INDEX)
 def _pick(op: Op) -> Out:
     before = op.labels(op.args[0])
-    places = op.bound.get("index")
+    places = op.bound.get("index", op.bound.get("indices"))
     same = places if op.name in ("gather", "take_along_dim") else None  # whose places may lie along channels
     others = [x for x in op.tensors if x is not op.args[0] and x is not same]
     if before is None or any(any_in(op.labels_or_zero(x)) for x in others):

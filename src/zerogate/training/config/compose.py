@@ -11,7 +11,7 @@ from typing import Any
 from zerogate.errors import ConfigError
 from zerogate.training.config import moved
 from zerogate.training.config.checks import check, is_text
-from zerogate.training.config.keys import Command, command_of, not_repeated
+from zerogate.training.config.keys import CALL_KEYS, Command, command_of, key_of, not_repeated
 from zerogate.training.config.libraries import (
     DictConfig,
     HydraException,
@@ -80,7 +80,8 @@ def _of_resumed_run(overrides: Sequence[str], command: Command) -> list[str]:
     if not path.is_file():
         return []
     stored = load(path)
-    return not_repeated(stored.overrides, overrides) if command_of(stored) == command else []
+    own = [text for text in stored.overrides if key_of(text) not in CALL_KEYS]
+    return not_repeated(own, overrides) if command_of(stored) == command else []
 
 
 def _only_for_its_kind(config: DictConfig) -> list[str]:

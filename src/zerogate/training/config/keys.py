@@ -10,7 +10,10 @@ Command = Literal["train", "tickets", "compare"]
 LENGTHS = ("T_max", "epochs", "steps")
 """Keys of a schedule that are filled with the epochs, or optimizer steps, of the run where they are null."""
 
-NEUTRAL_KEYS = ("resume", "output", "overwrite", "overrides", "data.path", "data.cache_dir",
+CALL_KEYS = ("resume", "output", "overwrite")
+"""Keys that say what one call of a command does, not what the run is: a run that goes on does not take them over."""
+
+NEUTRAL_KEYS = (*CALL_KEYS, "overrides", "data.path", "data.cache_dir",
                 "trainer.progress", "trainer.log_every_n_steps")  # fmt: skip
 """Keys that decide no number of a run: where its files and data are, and what is shown of it. The lists below add to them,
 each for a reason of its own."""

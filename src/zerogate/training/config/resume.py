@@ -7,18 +7,18 @@ from pathlib import Path
 from zerogate.errors import ConfigError
 from zerogate.training.config.compose import compose, leaves
 from zerogate.training.config.keys import (
+    CALL_KEYS,
     LENGTHS,
     NEUTRAL_KEYS,
     RECORD_NEUTRAL_KEYS,
     RESUMABLE_KEYS,
     command_of,
+    key_of,
     not_repeated,
 )
 from zerogate.training.config.libraries import DictConfig, OmegaConf
 
 __all__ = ["NEUTRAL_KEYS", "RECORD_NEUTRAL_KEYS", "RESUMABLE_KEYS", "check_resume", "resumed"]
-
-_OF_THE_CALL = ("resume", "output", "overwrite")  # keys that say what one call does, not what the run is
 
 
 def check_resume(config: DictConfig) -> None:
@@ -38,7 +38,7 @@ def resumed(asked: DictConfig, folder: Path, stored: DictConfig) -> DictConfig:
     Raises:
         ConfigError: `asked` differs from the run in a key that would change its result.
     """
-    overrides = [text for text in asked.overrides if text.split("=")[0] not in _OF_THE_CALL]
+    overrides = [text for text in asked.overrides if key_of(text) not in CALL_KEYS]
     command = command_of(stored)
     before = compose(stored.overrides, command)
     after = compose([*not_repeated(stored.overrides, overrides), *overrides], command)
@@ -52,7 +52,7 @@ def resumed(asked: DictConfig, folder: Path, stored: DictConfig) -> DictConfig:
                 f"{key}={new.get(key)} differs from {key}={old.get(key)} of the run to resume; leave it out, "
                 f"or start a new run with init_from={folder}"
             )
-        if key not in (*_OF_THE_CALL, "overrides"):
+        if key not in (*CALL_KEYS, "overrides"):
             OmegaConf.update(config, key, new.get(key))
     _check_length(config, stored, folder)
     return config
