@@ -235,6 +235,7 @@ class Sparsified(nn.Module):
             unit=self._layout.unit,
             gated_names=tuple(self._layout.names),
             mask=lambda weights: self._forward.masked_weights(z, [weight.to(z.device) for weight in weights]),
+            is_open=self.is_open(),
             gate_parameters=tuple(self.parameters()),
         )
 

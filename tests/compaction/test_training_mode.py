@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,12 @@ from torch import Tensor, nn
 import zerogate as zg
 from support import close_randomly, randomise
 from training_mode import DeepSupervision, NoDropout, Projected, TwoAuxiliaryHeads, difference_in_training
+from zerogate.compaction.cuttable import ClassModel
+from zerogate.compaction.deployed import Deployed
+from zerogate.compaction.training_comparison import compare_in_training
+from zerogate.compaction.verify import verify
+from zerogate.masking.unit import CHANNEL
+from zerogate.structure import Structure
 
 X = (2, 2, 6, 6)
 MODELS: dict[str, Any] = {
@@ -115,3 +124,94 @@ def test_gates_of_each_example() -> None:
     sum(F.mse_loss(y, torch.zeros_like(y)) for y in outputs).backward()
     assert sparse.logits.grad is not None
     assert difference_in_training(sparse, [torch.randn(X, dtype=torch.float64)]) <= 1e-10
+
+
+class Truncated(nn.Module):
+    """Slices in training mode, by a number in the code, what its last layer reads: nothing that sizes would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.training:
+            x = x * (x.new_ones(x.shape[-1]).cumsum(-1) < 5)
+        return self.b(x)
+
+
+def deployed_of(model: nn.Module, x: Tensor, kept: Tensor, structure: Structure) -> Deployed:
+    return Deployed(ClassModel(model), x, structure, kept, unit=CHANNEL, gated_names=(), mask=lambda weights: weights)
+
+
+def structure_of(model: nn.Module, x: Tensor, **changes: Any) -> Structure:
+    return dataclasses.replace(zg.sparsify(copy.deepcopy(model), x, verify=False).structure, **changes)
+
+
+def test_a_difference_in_training_mode_alone_is_found() -> None:
+    model, x = Truncated().double(), torch.randn(4, 3, dtype=torch.float64)
+    plain = nn.Sequential(OrderedDict(a=nn.Linear(3, 8), b=nn.Linear(8, 2)))
+    structure = structure_of(plain, x.float(), trains_apart=True)
+    kept = torch.arange(8) > 2
+    with torch.no_grad():
+        model.b.weight[:, :3] = 0  # closed
+    deployed = deployed_of(model, x, kept, structure)
+    with pytest.raises(zg.CompactionError, match="Truncated differs from the gated one in training mode by"):
+        verify(deployed, deployed.plan())
+    unseen = deployed_of(model, x, kept, dataclasses.replace(structure, trains_apart=False))
+    assert verify(unseen, unseen.plan()) <= 1e-10
+
+
+class Noisy(nn.Module):
+    """Other in each call of training mode, whatever the seed."""
+
+    calls = 0
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.fails = nn.Linear(3, 8), nn.Linear(8, 2), fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            Noisy.calls += 1
+            if self.fails:
+                raise RuntimeError("no labels")
+        return self.b(self.a(x) * (Noisy.calls if self.training else 1))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_cannot_be_compared_in_training_mode_is_not(fails: bool) -> None:
+    model, x = Noisy(fails).double(), torch.randn(4, 3, dtype=torch.float64)
+    plain = nn.Sequential(OrderedDict(a=nn.Linear(3, 8), b=nn.Linear(8, 2)))
+    deployed = deployed_of(model, x, torch.ones(8) > 0, structure_of(plain, x.float(), trains_apart=True))
+    assert compare_in_training(deployed, deployed.plan(), True) is None
+    assert verify(deployed, deployed.plan()) <= 1e-10
+
+
+class Statistics(nn.Module):
+    """A running mean of its own, wrong in training mode for a network that has lost channels."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.training:
+            self.mean.copy_(x.mean(0) * x.shape[-1])
+        return self.b(x)
+
+
+def test_statistics_are_compared() -> None:
+    model, x = Statistics().double(), torch.randn(4, 3, dtype=torch.float64)
+    plain = nn.Sequential(OrderedDict(a=nn.Linear(3, 8), b=nn.Linear(8, 2)))
+    structure = structure_of(plain, x.float(), trains_apart=True)
+    structure.axes["mean", 0] = torch.arange(8)
+    deployed = deployed_of(model, x, torch.arange(8) > 2, structure)
+    with torch.no_grad():
+        model.b.weight[:, :3] = 0
+    found = compare_in_training(deployed, deployed.plan(), True)
+    assert found is not None and found.value > 0.1

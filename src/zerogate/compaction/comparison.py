@@ -16,7 +16,7 @@ from zerogate.cutting.attention import unnest
 from zerogate.modules.even_draws import EvenDraws
 from zerogate.modules.index import named_tensors
 from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
-from zerogate.modules.run import Inputs, KeepFloat64, call, kept_rng, tensors_of
+from zerogate.modules.run import Inputs, KeepFloat64, call, kept_rng, seed, tensors_of
 
 _SMALLEST_SCALE = 1e-5
 """An output whose largest value is a smaller share than this of the largest of all is compared with that share: it may be
@@ -52,20 +52,20 @@ def compare(
 
     Raises `WholeNetworkFails`, or whatever ``small`` raises.
     """
-    inputs = _inputs_for(whole, inputs, float64)
+    inputs = inputs_for(whole, inputs, float64)
     unnest(whole)  # nested tensors hold zeros where padding was, and plain ones do not
     try:
-        expected, draws = _outputs(whole, inputs, float64, choice)
+        expected, draws = outputs_of(whole, inputs, float64, choice)
     except Exception as error:
         raise WholeNetworkFails from error
     try:
-        difference = difference_of(expected, _outputs(small, inputs, float64, choice)[0])
+        difference = difference_of(expected, outputs_of(small, inputs, float64, choice)[0])
     except RuntimeError:
         if not draws:
             raise
         difference = Difference(math.inf)
     if draws and difference.value > 0:
-        expected, received = (_outputs(model, inputs, float64, choice, EvenDraws())[0] for model in (whole, small))
+        expected, received = (outputs_of(model, inputs, float64, choice, EvenDraws())[0] for model in (whole, small))
         even = difference_of(expected, received)
         difference = even if not even.value >= difference.value else difference
     return difference
@@ -102,7 +102,7 @@ def rounds_inside(model: nn.Module, inputs: Inputs) -> bool:
     noticed = _NoticeRounding()
     with torch.no_grad(), kept_rng(model), KeepFloat64(), noticed:
         torch.manual_seed(0)
-        call(model, _inputs_for(model, inputs, True))
+        call(model, inputs_for(model, inputs, True))
     return noticed.rounds
 
 
@@ -125,21 +125,26 @@ def _real(x: Tensor) -> Tensor:
     return (torch.view_as_real(x) if x.is_complex() else x).double()
 
 
-def _outputs(
-    model: nn.Module, inputs: Inputs, float64: bool, choice: OutputChoice, draws: EvenDraws | None = None
+def outputs_of(
+    model: nn.Module,
+    inputs: Inputs,
+    float64: bool,
+    choice: OutputChoice,
+    draws: EvenDraws | None = None,
+    training: bool = False,
 ) -> tuple[list[Tensor], bool]:
-    """The tensors that count of what a model returns in evaluation mode, from the seed 0; and whether it drew random
+    """The tensors that count of what a model returns in this mode, from the same random state; and whether it drew random
     numbers."""
-    model.eval()
+    model.train(training)
     with torch.no_grad(), kept_rng(model), ExitStack() as modes:
-        torch.manual_seed(0)
+        seed()
         before = _random_state()
         if float64:
             modes.enter_context(KeepFloat64())
         if draws is not None:
             modes.enter_context(draws)
         returned = call(model, tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs))
-        outputs = choice(returned)
+        outputs = choice(returned, training)
         modes.close()
         return outputs, not all(map(torch.equal, before, _random_state()))
 
@@ -149,7 +154,7 @@ def _random_state() -> list[Tensor]:
     return states + torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else states
 
 
-def _inputs_for(model: nn.Module, inputs: Inputs, float64: bool) -> Inputs:
+def inputs_for(model: nn.Module, inputs: Inputs, float64: bool) -> Inputs:
     """The inputs on a device of the model, those of floating point in float64 where that is asked for."""
     devices = list(dict.fromkeys(tensor.device for _, tensor in named_tensors(model)))
     wider = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}

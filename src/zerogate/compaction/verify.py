@@ -15,6 +15,7 @@ from torch import nn
 from zerogate.compaction.comparison import WholeNetworkFails, compare, rounds_inside
 from zerogate.compaction.deployed import Deployed
 from zerogate.compaction.fault import smallest_failing
+from zerogate.compaction.training_comparison import compare_in_training
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CompactionError, class_and_line, no_weights
 from zerogate.groups.code_lines import is_internal, located
@@ -31,6 +32,8 @@ TOLERANCE = 1e-10
 float64."""
 TOLERANCE_ROUNDED_INSIDE = 1e-6
 """The largest for a model that computes in a lower precision inside, whatever the precision of its weights."""
+TOLERANCE_IN_TRAINING = 1e-7
+"""The largest in training mode, where batch statistics of a few examples enlarge rounding."""
 TOLERANCE_OWN_PRECISION = 1e-4
 """The largest for a model that does not run in float64, in its own precision."""
 
@@ -106,8 +109,22 @@ def try_plan(deployed: Deployed, plan: Plan) -> Outcome:
                 allowed = TOLERANCE_ROUNDED_INSIDE if rounds_inside(gated.module, deployed.example_inputs) else allowed
             if difference.value > allowed:
                 failure = f"differs from the gated one by {difference} (allowed {allowed:g})"
-            return Outcome(difference.value, failure)
+            return Outcome(difference.value, failure or _failure_in_training(deployed, plan, float64))
     raise AssertionError("the own precision is the last")
+
+
+def _failure_in_training(deployed: Deployed, plan: Plan, float64: bool) -> str | None:
+    """What the compacted network does in training mode that it should not; see `Outcome.failure`."""
+    if not deployed.structure.trains_apart:
+        return None
+    try:
+        difference = compare_in_training(deployed, plan, float64)
+    except Exception as error:
+        return f"does not run in training mode: {class_and_line(error)}{_line_of(error)}"
+    allowed = TOLERANCE_IN_TRAINING if float64 else TOLERANCE_OWN_PRECISION
+    if difference is None or not difference.value > allowed:
+        return None
+    return f"differs from the gated one in training mode by {difference.value:.3g} of what is compared (allowed {allowed:g})"
 
 
 def groups_at_fault(deployed: Deployed) -> list[Group]:
