@@ -54,9 +54,9 @@ def flops(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
 
 
 def precise(x: Any) -> Any:
-    """A tensor or module in the precision of float64."""
+    """A tensor or module in the precision of float64; complex parameters stay what they are."""
     if isinstance(x, nn.Module):
-        return x.double() if not any(p.is_complex() for p in x.parameters()) else x.to(torch.complex128)
+        return x.double()
     return x.to(torch.complex128) if x.is_complex() else x.double() if x.is_floating_point() else x
 
 

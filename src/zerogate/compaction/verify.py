@@ -20,7 +20,7 @@ from zerogate.cutting.plan import Plan
 from zerogate.errors import CompactionError, class_and_line, no_weights
 from zerogate.groups.code_lines import is_internal, located
 from zerogate.masking.norms import attach_kept
-from zerogate.modules.copies import deep_copy
+from zerogate.modules.copies import copy_with, widened
 from zerogate.modules.index import named_tensors
 from zerogate.modules.run import tensors_of
 from zerogate.structure import Group
@@ -171,7 +171,7 @@ def difference(deployed: Deployed, small: nn.Module) -> float:
     attach_kept(gated, deployed.structure, deployed.kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch, which copies its own deprecated classes with a graph
-        small = deep_copy(small).double()
+        small = copy_with(small, lambda _, x: widened(x))
     try:
         return compare(gated, small, deployed.example_inputs, True, deployed.structure.choice).value
     except WholeNetworkFails as error:

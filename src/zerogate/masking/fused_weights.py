@@ -160,11 +160,20 @@ class MaskWeights(torch.autograd.Function):
             g for which in (learns, reaches_gates) for g, use in zip(grads, which, strict=True) if g is not None and use
         ]
         right = [*(s for s, use in zip(spread, learns, strict=True) if use)]
-        right += [w for w, use in zip(weights, reaches_gates, strict=True) if use]
+        right += [_conjugate(w) for w, use in zip(weights, reaches_gates, strict=True) if use]
         products = iter(foreach_mul(left, right) if left else ())
         of_weights = [next(products) if use else None for use in learns]
-        of_gates = [next(products) if use else None for use in reaches_gates]
+        of_gates = [_real(next(products)) if use else None for use in reaches_gates]
         return None, None, batch.sum_by_unit(of_gates, z) if ctx.needs_input_grad[2] else None, *of_weights
+
+
+def _conjugate(x: Tensor) -> Tensor:
+    return x.conj().resolve_conj() if x.is_complex() else x
+
+
+def _real(x: Tensor) -> Tensor:
+    """Gates are real: of a complex gradient by one, the real part counts."""
+    return x.real if x.is_complex() else x
 
 
 def _plain_gradients(
@@ -177,7 +186,9 @@ def _plain_gradients(
         return [None, *of_weights]
     rows = []
     for g, w, s, length in zip(grads, weights, spread, batch.lengths, strict=True):
-        rows.append(z.new_zeros(length) if g is None else (g * w).sum_to_size(s.shape).flatten().to(z.dtype))
+        rows.append(
+            z.new_zeros(length) if g is None else _real(g * _conjugate(w)).sum_to_size(s.shape).flatten().to(z.dtype)
+        )
     total, index = torch.cat(rows), batch.tables(z.device).index
     if index is not None:
         total = z.new_zeros(batch.units + batch.ungated).index_add(0, index, total)[: batch.units]

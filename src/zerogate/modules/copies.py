@@ -41,12 +41,14 @@ def copy_with(model: nn.Module, instead: Callable[[str, Tensor], Tensor]) -> nn.
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model whose floating-point parameters and buffers are on the meta device; costs no memory."""
+    """A copy of the model whose parameters and buffers of real or complex numbers are on the meta device; costs no
+    memory."""
     memo: Memo = {}
     for module in model.modules():
         for tensor in [*parameters_of(module).values(), *buffers_of(module).values()]:
             if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = on_meta(tensor) if tensor.is_floating_point() else tensor.detach().clone()
+                counts = not (tensor.is_floating_point() or tensor.is_complex())
+                memo[id(tensor)] = tensor.detach().clone() if counts else on_meta(tensor)
     return quick_copy(model, memo)
 
 

@@ -59,7 +59,7 @@ class ParameterTable:
         name = self._names.get(id(x))
         if name is None:
             return self.moved.get(x, [])
-        if not x.is_floating_point():
+        if not x.is_floating_point() and not x.is_complex():
             return []
         if name not in self._whole:
             shape = x.shape

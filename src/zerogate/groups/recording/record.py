@@ -250,7 +250,7 @@ class Recording:
             if not self.meta:
                 return x.detach().clone()
             # left as it is, so that indexing it with a list does not lose the list's values
-            return like(x) if x.is_floating_point() else x.detach().to("cpu", copy=True)
+            return like(x) if x.is_floating_point() or x.is_complex() else x.detach().to("cpu", copy=True)
 
         return tree_map(prepare, inputs)
 
