@@ -19,6 +19,7 @@ from zerogate.checks import is_whole
 from zerogate.compaction.cuttable import cuttable_of
 from zerogate.compaction.first_compaction import refused_groups
 from zerogate.cost.widths import narrowest_width
+from zerogate.cutting.plain_layers import parameters_as_cut
 from zerogate.errors import WatchError, ZerogateError
 from zerogate.gates.gate import Gate
 from zerogate.gates.hard_concrete import HardConcrete
@@ -113,19 +114,20 @@ def _layout(
     choice: OutputChoice,
 ) -> Layout:
     """Finds in a run of the model, or of its graph, what belongs together, and where gates lie then."""
-    parameters = dict(model.named_parameters())
     if not unit.changes_shapes:
-        return unit.layout(find_layers(model, inputs, allowed.exclude), parameters, options)
+        found = find_layers(model, inputs, allowed.exclude)
+        return unit.layout(found, parameters_as_cut(model, found.plain), options)
     round_to = (
         options.round_to if is_whole(options.round_to) else 1
     )  # out of range, it is refused where costs are counted
     found = find_groups(
         model, inputs, allowed, label_inputs=label_inputs, multiple=round_to, graph=graph, choice=choice
     )
+    parameters = parameters_as_cut(model, found.plain)
     layout = unit.layout(found, parameters, options)
     if not verify or not layout.units:
         return layout
-    refused = refused_groups(cuttable_of(model, inputs, graph, nullcontext), inputs, layout)
+    refused = refused_groups(cuttable_of(model, inputs, graph, nullcontext, found.plain), inputs, layout)
     return unit.layout(found.without(refused), parameters, options) if refused else layout
 
 

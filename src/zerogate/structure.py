@@ -48,6 +48,25 @@ class LayerCall:
     """The layer runs once for each channel that is kept along this axis."""
     training: bool = False
     """It is made in training mode alone; its MACs are none of the cost, which is that of evaluation."""
+    computed: bool = False
+    """Whether the host computes what the layer reads from ``weight`` in such a way that gates must multiply the result."""
+
+
+@dataclass(frozen=True)
+class PlainLayer:
+    """The layer of torch that a module amounts to whose forward computes a weight and runs one layer with it."""
+
+    op: str
+    """The layer's op: ``"linear"``, ``"conv2d"``, ``"conv_transpose1d"``, …"""
+    shape: tuple[int, ...]
+    """Of its weight."""
+    bias: bool
+    options: dict[str, int | str | list[int]]
+    """What the op is given besides tensors: stride, padding, and so on."""
+    source: str = ""
+    """The parameter of the weight's shape that the weight is computed from; "" where there is none."""
+    sample: tuple[int, ...] = ()
+    """Shape of the module's input in the example."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +154,8 @@ class Structure:
         set_by_forward: names of attributes, as ``path.attribute``, that state sizes and that a run of the model has set.
         trains_apart: whether the network does other things in training mode, which are followed here, too.
         unseen_training: why it is not known what the network does in training mode; empty where it is.
+        plain: modules that are cut as the plain layers to which they amount → these. The names of tensors are then those
+            of the plain layers: ``weight``, and perhaps ``bias``.
     """
 
     axes: dict[Axis, Tensor]
@@ -152,6 +173,7 @@ class Structure:
     choice: OutputChoice = ALL_OUTPUTS
     trains_apart: bool = False
     unseen_training: str = ""
+    plain: dict[str, PlainLayer] = field(default_factory=dict)
 
     @property
     def units(self) -> int:

@@ -254,13 +254,13 @@ def test_parameters_used_directly_are_sliced_with_their_channels() -> None:
     assert not isinstance(small.offset, nn.Parameter)
 
 
-def test_computed_weights_are_left_alone() -> None:
-    """Weight standardisation: the weight that meets the channels is no parameter, so its channels stay."""
+def test_computed_weights_in_modules_that_do_more_stay() -> None:
+    """The weight that meets the channels is no parameter, and its module no plain layer: its channels stay, and why."""
 
     class Standardised(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-            return F.conv2d(x, w, self.bias)
+            return F.conv2d(x, w, self.bias).relu()
 
     model = nn.Sequential(conv(3, 6), Standardised(6, 5, 1), conv(5, 4), nn.Flatten(), nn.Linear(100, 2))
     sparse = check_exact(model, torch.randn(2, 3, 5, 5))

@@ -503,12 +503,10 @@ def test_files_that_are_refused(small: nn.Module, tmp_path: Path) -> None:
     )
     for old in ({"version": 1, "dense": "x", "keep": []}, {"version": None, "keep": []}):
         says = (
-            "not one that"
-            if old["version"] is None
-            else "an earlier zerogate \\(file version 1, this one reads 2 and 3"
+            "not one that" if old["version"] is None else "an earlier zerogate \\(file version 1, this one reads 2 to 4"
         )
         refused(path, closed(plain | {"__metadata__": {"zerogate": json.dumps(old)}}, data), says)
-    later = header["__metadata__"]["zerogate"].replace('"version": 2', '"version": 4')
+    later = header["__metadata__"]["zerogate"].replace('"version": 2', '"version": 5')
     refused(path, closed(plain | {"__metadata__": {"zerogate": later}}, data), "a later zerogate")
     changed = header["__metadata__"]["zerogate"].replace('"torch": "', '"torch": "9')
     refused(path, closed(plain | {"__metadata__": {"zerogate": changed}}, data), "damaged or was changed")

@@ -11,6 +11,7 @@ from zerogate.compaction.optimizer_state import carry_optimizer
 from zerogate.compaction.verify import check_comparable, verify
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CompactionError, ZerogateError, class_and_line
+from zerogate.modules.computed_weights import refresh
 
 
 def compact(deployed: Deployed, optimizer: Optimizer | None = None, ema: nn.Module | None = None) -> nn.Module:
@@ -31,6 +32,7 @@ def compact(deployed: Deployed, optimizer: Optimizer | None = None, ema: nn.Modu
         plan = deployed.plan()
         difference = verify(deployed, plan)
         small = deployed.folded().cut(plan)
+        refresh(small)
         description = deployed.cuttable.describe(plan, small, deployed.structure.set_by_forward)
         description["difference"] = difference
         small.zerogate_plan = description  # type: ignore[assignment]  # plain JSON values: no tensor and no module

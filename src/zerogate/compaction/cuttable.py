@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from zerogate.cutting.cut import cut
+from zerogate.cutting.plain_layers import in_place_of_plain, plain_copy
 from zerogate.cutting.plan import Plan
 from zerogate.errors import ZerogateError
 from zerogate.groups.graph.from_export import exported
 from zerogate.groups.graph.graph_model import GraphModel
+from zerogate.modules.computed_weights import weight_norms
 from zerogate.modules.copies import copy_with, quick_copy, widened
-from zerogate.modules.index import named_tensors
+from zerogate.modules.index import modules_by_name, named_tensors
 from zerogate.modules.run import Inputs, KeepFloat64
 from zerogate.modules.unregistered import replace, unregistered
 from zerogate.storage.plan_json import StoredPlan, describe_plan
+from zerogate.structure import PlainLayer
 
 WithoutGates = Callable[[], AbstractContextManager[object]]
 """Takes the gates off a model for as long as a block lasts."""
@@ -89,7 +94,7 @@ class ClassModel:
     def cut_tensors(self, tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         with self._without_gates():
             twin = copy_with(self.module, _in_place_of_parameters(tensors))
-        return _parameters(cut(twin, plan))
+        return _parameters(cut(twin, plan, values=False))
 
     def describe(self, plan: Plan, small: nn.Module, set_by_forward: Collection[str] = ()) -> StoredPlan:
         return describe_plan(plan, self.module, small, set_by_forward)
@@ -129,11 +134,14 @@ class ExportedModel:
 
     def cut(self, plan: Plan) -> nn.Module:
         graph = self.whole.holding(self.module, KeepFloat64() if self._float64 else nullcontext())
-        cut(graph, plan)
+        norms = weight_norms(modules_by_name(self.module))
+        cut(graph, dataclasses.replace(plan, plain={}), norms=norms)  # the graph was exported with plain layers
         return graph.plain(type(self.module).__name__)
 
     def cut_tensors(self, tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-        return _parameters(cut(copy_with(self.whole, _in_place_of_parameters(tensors)), plan))
+        tensors = {**tensors, **in_place_of_plain(tensors, plan.plain)}
+        twin = copy_with(self.whole, _in_place_of_parameters(tensors))
+        return _parameters(cut(twin, dataclasses.replace(plan, plain={}), values=False))
 
     def describe(self, plan: Plan, small: nn.Module, set_by_forward: Collection[str] = ()) -> StoredPlan:
         return {}
@@ -146,10 +154,17 @@ class KeptGraph:
         model: the model, whose tensors the graph holds.
         inputs: on which it was exported.
         graph: the graph, where there is one.
+        plain: layers that are exported as plain ones.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, graph: GraphModel | None = None) -> None:
-        self._model, self._inputs, self._graph = model, inputs, graph
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        graph: GraphModel | None = None,
+        plain: Mapping[str, PlainLayer] = MappingProxyType({}),
+    ) -> None:
+        self._model, self._inputs, self._graph, self._plain = model, inputs, graph, dict(plain)
         self._exported_for = _precision_and_device(model)
 
     def get(self, without_gates: WithoutGates = nullcontext) -> GraphModel:
@@ -162,18 +177,26 @@ class KeptGraph:
             )
         if self._graph is None:
             with without_gates():
-                self._graph = exported(self._model, self._inputs)
+                whole = plain_copy(self._model, self._plain) if self._plain else self._model
+                self._graph = exported(whole, self._inputs)
         return self._graph
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_graph": None}
 
 
-def cuttable_of(model: nn.Module, inputs: Inputs, graph: GraphModel | None, without_gates: WithoutGates) -> Cuttable:
-    """What compaction cuts of a gated model: the graph where there is one, which was exported on these inputs."""
+def cuttable_of(
+    model: nn.Module,
+    inputs: Inputs,
+    graph: GraphModel | None,
+    without_gates: WithoutGates,
+    plain: Mapping[str, PlainLayer] = MappingProxyType({}),
+) -> Cuttable:
+    """What compaction cuts of a gated model: the graph where there is one, which was exported on these inputs; with plain
+    layers in these places, it is exported anew."""
     if graph is None:
         return ClassModel(model, without_gates)
-    return ExportedModel(model, KeptGraph(model, inputs, graph), without_gates)
+    return ExportedModel(model, KeptGraph(model, inputs, None if plain else graph, plain), without_gates)
 
 
 def _plain_copy(model: nn.Module, without_gates: WithoutGates, float64: bool) -> nn.Module:

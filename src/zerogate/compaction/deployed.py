@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.compaction.cuttable import Cuttable
+from zerogate.cutting.plain_layers import make_plain
 from zerogate.cutting.plan import Plan
+from zerogate.masking.gated_weights import gated_weights
 from zerogate.masking.unit import Unit
+from zerogate.modules.computed_weights import weight_norms
+from zerogate.modules.copies import meta_copy
+from zerogate.modules.index import modules_by_name
 from zerogate.modules.run import Inputs
 from zerogate.structure import Structure
 
@@ -45,7 +50,10 @@ class Deployed:
 
     def plan(self) -> Plan:
         """What compaction leaves of each tensor."""
-        return self.unit.plan(self.cuttable.whole, self.structure, self.kept)
+        whole = self.cuttable.whole
+        if self.structure.plain and whole is self.model:
+            whole = make_plain(meta_copy(whole), self.structure.plain)
+        return self.unit.plan(whole, self.structure, self.kept)
 
     def folded(self, float64: bool = False) -> Cuttable:
         """A plain copy of the model with the mask multiplied into its weights; ``float64``: see `Cuttable.copy`."""
@@ -55,10 +63,13 @@ class Deployed:
 
     @torch.no_grad()
     def fold_into(self, model: nn.Module) -> None:
-        """Multiplies the mask into the gated weights of a copy of the model, in place.
+        """Multiplies the mask into the gated weights of a copy of the model, in place; plain layers take their places in it.
 
         Every zero becomes +0: a negative weight times 0 is −0.0, and files leave out +0 alone."""
-        weights = [model.get_parameter(name) for name in self.gated_names]
-        for weight, masked in zip(weights, self.mask(weights), strict=True):
-            weight.copy_(masked)
-            weight.masked_fill_(weight == 0, 0)
+        make_plain(model, self.structure.plain)
+        weights = gated_weights(model, self.gated_names)
+        norms = weight_norms(modules_by_name(model))
+        for (name, weight), masked in zip(weights.items(), self.mask([*weights.values()]), strict=True):
+            left = masked.masked_fill(masked == 0, 0)
+            for stated, tensor in (norms[name].state(left) if name in norms else {name: left}).items():
+                model.get_parameter(stated).copy_(tensor.to(weight.device))

@@ -9,14 +9,23 @@ from torch import Tensor, fx, nn
 
 from zerogate.cutting.attention import Attention, plain_attention, state_heads, unnest
 from zerogate.cutting.layer_sizes import state_sizes
+from zerogate.cutting.plain_layers import make_plain
 from zerogate.cutting.plan import Plan
+from zerogate.modules.computed_weights import WeightNorm, weight_norms
 from zerogate.modules.held_numbers import NewValue, with_numbers
-from zerogate.modules.index import ModuleIndex, split_name
+from zerogate.modules.index import ModuleIndex, layer_of, split_name
 from zerogate.modules.internals import children_of
 from zerogate.modules.unregistered import replace, tensor_at
 
 
-def cut(model: nn.Module, plan: Plan, known: dict[str, Tensor] | None = None) -> nn.Module:
+def cut(
+    model: nn.Module,
+    plan: Plan,
+    known: dict[str, Tensor] | None = None,
+    *,
+    values: bool = True,
+    norms: Mapping[str, WeightNorm] | None = None,
+) -> nn.Module:
     """Cuts a model by a plan, in place, and returns it; a root that selects its inputs is returned inside a new module.
 
     Args:
@@ -24,9 +33,13 @@ def cut(model: nn.Module, plan: Plan, known: dict[str, Tensor] | None = None) ->
         plan: made for this model.
         known: first name → what a tensor of another copy has become by the same ``plan.keep``; taken in place of slicing
             again. Tensors on the meta device are added to it.
+        values: whether tensors hold the model's values; else something else in their places, and nothing is computed.
+        norms: the weight norms, where the model's modules are not those that have them.
     """
+    make_plain(model, plan.plain, values)
     index = ModuleIndex(model)
-    owners = _slice_tensors(model, index, plan, {} if known is None else known)
+    norms = (weight_norms(index.modules) if norms is None else norms) if values else {}
+    owners = _slice_tensors(model, index, plan, {} if known is None else known, norms)
     _remove_heads(model, plan.attention)
     for module in owners:  # before the attributes, which were tried and may count something else
         if isinstance(module, (nn.MultiheadAttention, Attention)):
@@ -37,11 +50,20 @@ def cut(model: nn.Module, plan: Plan, known: dict[str, Tensor] | None = None) ->
     return _select_inputs(model, index.modules, plan.select)
 
 
-def _slice_tensors(model: nn.Module, index: ModuleIndex, plan: Plan, known: dict[str, Tensor]) -> set[nn.Module]:
-    """Slices each tensor along all of its axes at once; returns the modules that have registered one."""
+def _slice_tensors(
+    model: nn.Module,
+    index: ModuleIndex,
+    plan: Plan,
+    known: dict[str, Tensor],
+    norms: Mapping[str, WeightNorm],
+) -> set[nn.Module]:
+    """Slices each tensor along all of its axes at once; returns the modules that have registered one.
+
+    What is left of a weight with a weight norm is what was there, and its norms are those of what is left."""
     by_tensor: dict[str, dict[int, Tensor]] = {}
     for (name, dim), indices in plan.keep.items():
         by_tensor.setdefault(name, {})[dim] = indices
+    left = _left_of_normed(index, norms, by_tensor)
     owners: set[nn.Module] = set()
     for name, dims in by_tensor.items():
         places, registered = plan.places.get(name, []), index.find(name)
@@ -57,8 +79,27 @@ def _slice_tensors(model: nn.Module, index: ModuleIndex, plan: Plan, known: dict
             if tensor_at(model, place) is old:
                 replace(model, place, new)
         if registered is not None:
-            owners |= index.put(name, new)
+            owners |= index.put(name, new) | {index.modules[layer_of(name)]}
+    for name, tensor in left.items():
+        index.put(name, as_parameter(tensor, index.tensor(name)))
     return owners
+
+
+def _left_of_normed(
+    index: ModuleIndex, norms: Mapping[str, WeightNorm], by_tensor: Mapping[str, Mapping[int, Tensor]]
+) -> dict[str, Tensor]:
+    """By name, g and v of the weights with a weight norm that lose slices, for what is left of these weights."""
+    left: dict[str, Tensor] = {}
+    for name, norm in norms.items():
+        if name in by_tensor and not index.tensor(name).is_meta:
+            weight = norm.weight(index.tensor(norm.g), index.tensor(norm.v))
+            left |= norm.state(sliced(weight, by_tensor[name]))
+    return left
+
+
+def as_parameter(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor in place of another one: a parameter if that is one, and trainable if that is."""
+    return nn.Parameter(tensor, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else tensor
 
 
 def _fits(tensor: Tensor, dims: Mapping[int, Tensor]) -> bool:

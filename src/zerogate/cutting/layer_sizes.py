@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zerogate.errors import ZerogateError
 from zerogate.modules.internals import CONVOLUTION, RUNNING_NORM, buffers_of, parameters_of
@@ -44,7 +44,7 @@ LAYER_SIZES: dict[type[nn.Module], Callable[[Any, torch.Size], Sizes]] = {
 def state_sizes(layer: nn.Module) -> None:
     """Makes a layer of the table state the sizes that its tensors have; others are left as they are.
 
-    Raises `ZerogateError` for a layer of the table that holds no weight of its own, such as one that computes it.
+    Raises `ZerogateError` for a layer of the table that holds no tensor from which its sizes follow.
     """
     sizes = next((sizes for kind, sizes in LAYER_SIZES.items() if isinstance(layer, kind)), None)
     if sizes is not None:
@@ -53,9 +53,12 @@ def state_sizes(layer: nn.Module) -> None:
 
 
 def _shape(layer: nn.Module) -> torch.Size:
-    """Of the weight; of a norm with running statistics and no weight, of these."""
+    """Of the weight; of a norm with running statistics and no weight, of these; where the weight is computed, of the largest
+    parameter that it is computed from."""
     weight = parameters_of(layer).get("weight")
     tensor = buffers_of(layer).get("running_mean") if weight is None else weight
+    if tensor is None:
+        tensor = max((p for p in layer.parameters() if p.ndim > 1), key=Tensor.numel, default=None)
     if tensor is None:
         raise ZerogateError(f"this {type(layer).__name__} holds no weight of its own to take its sizes from")
     return tensor.shape

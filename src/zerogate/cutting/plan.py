@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zerogate.modules.held_numbers import Entry, NewValue, becomes, number_at
 from zerogate.modules.index import modules_by_name, owner_of
-from zerogate.structure import Axis, Place, SizeAttribute, Structure
+from zerogate.structure import Axis, Place, PlainLayer, SizeAttribute, Structure
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Plan:
     """Tensors that are cut → where modules hold them without having registered them, or besides."""
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules that lose heads → how they are called, see `attention.plain_attention`."""
+    plain: dict[str, PlainLayer] = field(default_factory=dict)
+    """Modules in whose place plain layers stand, before anything is sliced → these."""
 
 
 def make_plan(model: nn.Module, structure: Structure, kept: Tensor, keep: dict[Axis, Tensor] | None = None) -> Plan:
@@ -50,6 +52,7 @@ def make_plan(model: nn.Module, structure: Structure, kept: Tensor, keep: dict[A
         _stated_sizes(model, structure.size_attributes, kept),
         {name: structure.places[name] for name, _ in keep if name in structure.places},
         {path: called for path, called in structure.attention.items() if path in cut_modules},
+        structure.plain,
     )
 
 

@@ -196,7 +196,7 @@ def _make_trial(module: nn.Module, norm: Norm, structure: Structure, graph: Grap
     if not kept_channels(norm, kept).any():
         return None
     x = _sample(norm)
-    gated = _random_double(module)
+    gated = random_double(module)
     whole = gated if graph is None else graph.part(norm.module, deep_copy(gated))
     if whole is None:
         return None
@@ -214,7 +214,7 @@ def _sample(norm: Norm) -> Tensor:
     return torch.rand(shape, dtype=torch.float64) + means.view(spread)
 
 
-def _random_double(module: nn.Module) -> nn.Module:
+def random_double(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode on the CPU, in float64, with random weights."""
     twin = deep_copy(module)
     on_meta = any(x.is_meta for x in (*twin.parameters(), *twin.buffers()))

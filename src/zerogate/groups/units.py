@@ -13,7 +13,7 @@ from torch import Tensor
 from zerogate.groups.label_tensors import collapse, drop_expanded, rows_along, varying_dims
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.slices import make_slices_whole
-from zerogate.modules.index import owner_of
+from zerogate.modules.index import layer_of, owner_of
 from zerogate.structure import KINDS, Axis, Group, LayerCall, SizeAttribute, Structure
 
 
@@ -49,8 +49,8 @@ def freeze_unavailable(recording: Recording, exclude: Collection[str]) -> None:
     """Freezes the labels on the axes of excluded modules, and of tensors that some op reads in an unknown way."""
     excluded = set(exclude)
     for (tensor, _), vector in recording.axes.items():
-        if owner_of(tensor) in excluded:
-            recording.labels.freeze(vector, f"{owner_of(tensor)} is excluded")
+        if layer_of(tensor) in excluded:
+            recording.labels.freeze(vector, f"{layer_of(tensor)} is excluded")
         if tensor in recording.unfollowed:
             recording.labels.freeze(vector, recording.unfollowed[tensor])
 
@@ -148,7 +148,7 @@ def _reasons_to_stay(recording: Recording, axes: _Axes, allowed: UnitFilter) -> 
     none = torch.zeros(len(axes.root), dtype=torch.bool)
     included = ~none
     if allowed.include is not None:
-        included = axes.on([a in axes.produced and owner_of(a[0]) in allowed.include for a in axes.names])
+        included = axes.on([a in axes.produced and layer_of(a[0]) in allowed.include for a in axes.names])
     present, is_head = axes.marked(axes.classes), axes.is_head
     for reason, stays in (
         ("no layer consumes it", ~axes.on([a in axes.consumed for a in axes.names])),
@@ -257,8 +257,8 @@ def _group(axes: _Axes, free: Tensor) -> tuple[list[Group], Tensor]:
     for members in sorted(parts, key=lambda part: int(part[0])):
         first = int(members[0])
         own = [axes.names[i] for i in axes_of_first[first]]
-        producers = _unique(owner_of(a[0]) for a in own if a in axes.produced)
-        consumers = _unique(owner_of(a[0]) for a in own if a in axes.consumed)
+        producers = _unique(layer_of(a[0]) for a in own if a in axes.produced)
+        consumers = _unique(layer_of(a[0]) for a in own if a in axes.consumed)
         name = producers[0] if producers else "input"
         uses_of_name[name] += 1
         if uses_of_name[name] > 1:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from zerogate.errors import ZerogateError
 from zerogate.masking import norms
 from zerogate.masking.forward import GatedForward
-from zerogate.masking.hooks import Begin, End, Multiply, Owned, Shadow, StatisticsWeights, Unshadow
+from zerogate.masking.hooks import Begin, ComputedWeightGates, End, Multiply, Owned, Shadow, StatisticsWeights, Unshadow
 from zerogate.modules.index import modules_by_name, owner_of, tied_names
 from zerogate.modules.internals import pre_hooks_of
 
@@ -40,6 +40,7 @@ class Attachment:
         self._hosts: dict[str, nn.Module] = {}  # modules with hooks, by name
         self._calls: list[list[list[Owned]]] = []  # what each shadowing hook has shadowed
         self._shadowed: list[Owned] = []  # all that hooks can shadow
+        self._gated_forwards: list[ComputedWeightGates] = []
         self._last: list[tuple[nn.Module, int]] = []  # hooks that others may not follow, by number
 
     @property
@@ -57,16 +58,23 @@ class Attachment:
         modules = modules_by_name(self.model, twice=True)
         shadows = self._weights_by_reader(modules)
         multiply = self._multiplications() if self._forward.per_example else []
-        self._handles = [
-            self.model.register_forward_pre_hook(Begin(self._forward, self), prepend=True, with_kwargs=True),
-            self.model.register_forward_hook(End(self._forward), always_call=True),
-        ]
+        computed = self._computed_by_reader()
         self._calls = []
         for reader, weights in shadows.items():
             calls: list[list[Owned]] = []
             self._calls.append(calls)
-            self._handles.append(modules[reader].register_forward_pre_hook(Shadow(self._forward, weights, calls)))
+            # first, since other hooks may compute with the weight
+            shadow = Shadow(self._forward, weights, calls)
+            self._handles.append(modules[reader].register_forward_pre_hook(shadow, prepend=True))
             self._handles.append(modules[reader].register_forward_hook(Unshadow(calls), always_call=True))
+        self._handles += [
+            self.model.register_forward_pre_hook(Begin(self._forward, self), prepend=True, with_kwargs=True),
+            self.model.register_forward_hook(End(self._forward), always_call=True),
+        ]
+        for reader, number in computed.items():
+            gated = ComputedWeightGates(self._forward, number, modules[reader], vars(modules[reader]).get("forward"))
+            modules[reader].__dict__["forward"] = gated
+            self._gated_forwards.append(gated)
         last = [(path, modules[path].register_forward_pre_hook(hook)) for path, hook in multiply]
         for number, norm in enumerate(self._structure.norms):
             before, after = norms.attach(modules[norm.module], norm, StatisticsWeights(self._forward, number))
@@ -74,7 +82,7 @@ class Attachment:
             self._handles.append(after)
         self._handles += [handle for _, handle in last]
         self._last = [(modules[path], handle.id) for path, handle in last]
-        self._hosts = {path: modules[path] for path in [*shadows, *(path for path, _ in last)]}
+        self._hosts = {path: modules[path] for path in [*shadows, *computed, *(path for path, _ in last)]}
         self._shadowed = [(owner, attribute) for weights in shadows.values() for owner, attribute, _ in weights]
         self._shadowed += [(modules[n.module], n.factor) for n in self._structure.norms if n.factor]
 
@@ -83,13 +91,19 @@ class Attachment:
         names that a weight has."""
         tied = tied_names(self.model)
         shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
-        names = self._forward.names
-        self._forward.places = [(modules[owner_of(name)], name.rpartition(".")[2]) for name in names]
-        for number, weight in enumerate(names):
+        own = {n: name for n, name in enumerate(self._forward.names) if name not in self._forward.layout.computed}
+        self._forward.places = {name: (modules[owner_of(name)], name.rpartition(".")[2]) for name in own.values()}
+        for number, weight in own.items():
             places = [(modules[owner_of(name)], name.rpartition(".")[2], number) for name in tied[weight]]
             for reader in dict.fromkeys(c.host for c in self._structure.calls if c.weight == weight):
                 shadows.setdefault(reader, []).extend(places)
         return shadows
+
+    def _computed_by_reader(self) -> dict[str, int]:
+        """For every module that computes a gated weight the number of this weight."""
+        names, computed = self._forward.names, self._forward.layout.computed
+        calls = [c for c in self._structure.calls if c.computed and c.weight in computed]
+        return {c.host: names.index(c.weight) for c in calls}
 
     def _multiplications(self) -> list[tuple[str, Multiply]]:
         """For per-example gates the layer of every placement, and the hook that multiplies its input.
@@ -111,9 +125,11 @@ class Attachment:
         """Takes the gates off; the model is the user's plain one again."""
         for handle in self._handles:
             handle.remove()
+        for gated in self._gated_forwards:
+            gated.remove()
         if self._handles:
             self.uncover()
-        self._handles = []
+        self._handles, self._gated_forwards = [], []
         self._forward.forget()
 
     @contextmanager

@@ -34,7 +34,8 @@ class DrawnTensors(NamedTuple):
     """One draw as layers and norms use it.
 
     Attributes:
-        masked: every gated weight times its gates, or per example the gates of every placement, [examples, channels].
+        masked: every gated weight times its gates; of a weight that its layer computes, its gates alone, in the shape in
+            which they broadcast over it. Or per example the gates of every placement, [examples, channels].
         statistics: how much each channel counts in the statistics of each norm, [channels] or [examples, channels].
     """
 
@@ -64,14 +65,16 @@ class GatedForward:
         per_example: whether activations are multiplied in training, with gates of their own for every example.
         names: of the weights that gates lie on.
         times: multiplies activations by gates, [examples, channels].
-        places: module and attribute that hold each of these weights; known once the gates are attached.
+        places: weight → module and attribute that hold it; known once the gates are attached. Weights that layers compute
+            are held nowhere.
         depth: forwards of the root that are under way, one within the other.
     """
 
     def __init__(self, model: nn.Module, gates: Gates, layout: Layout, per_example: bool) -> None:
         self.gates, self.layout, self.per_example, self.depth = gates, layout, per_example, 0
         self.names = layout.names
-        self.places: list[tuple[nn.Module, str]] = []
+        self.places: dict[str, tuple[nn.Module, str]] = {}
+        self._computed = layout.computed
         self._model, self._norms, self._placements = model, layout.structure.norms, layout.placements
         self._lengths = [len(p.units) for p in self._placements]
         self._batches = weight_batches(self._placements, self.names, layout.units)
@@ -147,13 +150,28 @@ class GatedForward:
 
     def _spread(self, z: Tensor, random: bool, recompute: Recompute | None = None) -> DrawnTensors:
         """What layers and norms use of gates z, [units] or [examples, units]."""
-        if z.ndim == 1:
-            # not getattr: that may find what shadows the weight
-            weights = [parameters_of(owner)[name] for owner, name in self.places]
-            masked = self.masked_weights(z, [w for w in weights if w is not None], recompute)
-        else:
-            masked = self._by_example(z)
+        masked = self._by_example(z) if z.ndim > 1 else self.masked_weights(z, self.multiplied(z), recompute)
         return DrawnTensors(masked, self._norm_weights(z, random) if self._norms else [])
+
+    def multiplied(self, z: Tensor) -> list[Tensor]:
+        """What gates z multiply in a forward, in the order of ``names``: weights, and ones in the place of those that layers
+        compute.
+
+        Raises `ZerogateError` where the model no longer holds a weight."""
+        return [self._multiplied(name, z) for name in self.names]
+
+    def _multiplied(self, name: str, z: Tensor) -> Tensor:
+        if name in self._computed:
+            return z.new_ones(self._computed[name].factor)
+        owner, attribute = self.places[name]
+        weight = parameters_of(owner).get(attribute)  # not getattr: that may find what shadows the weight
+        if weight is None:
+            raise ZerogateError(
+                f"{name} is gone from this {type(self._model).__name__}, on which gates lie: something was put in its place "
+                "(such as torch.nn.utils.prune, or a parametrisation); call detach() on the handle that sparsify returned, "
+                "and sparsify the model as it is now"
+            )
+        return weight
 
     def masked_weights(self, z: Tensor, weights: Sequence[Tensor], recompute: Recompute | None = None) -> list[Tensor]:
         """The gated weights, given in the order of ``names``, times their gates.

@@ -32,7 +32,7 @@ class WeightSlot:
     view: tuple[int, ...]
     """The shape in which its gates broadcast over it."""
     size: tuple[int, ...]
-    """The weight's own shape."""
+    """The weight's own shape; of one that its layer computes, that of the gates, which are broadcast over it."""
     stride: tuple[int, ...]
     """Strides of its products in the buffer: those of one channel follow each other."""
     offset: int
@@ -214,8 +214,9 @@ def _batch(placements: Sequence[Placement], names: Sequence[str], units: int) ->
     slots, owners, firsts, lengths, start = [], [], [], [], 0
     single = all(p.dim is None for p in placements)
     for p in placements:
-        stride, each = _channel_strides(p.shape, p.dim)
-        slots.append(WeightSlot(names.index(p.weight), p.view, p.shape, stride, start))
+        shape = p.factor if p.computed else p.shape
+        stride, each = _channel_strides(shape, p.dim)
+        slots.append(WeightSlot(names.index(p.weight), p.view, shape, stride, start))
         if p.dim is None:
             start += len(p.units)
         else:

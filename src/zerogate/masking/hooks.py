@@ -5,7 +5,9 @@ Hooks are objects, not closures, so that copies and pickles of a gated model car
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from zerogate.errors import ZerogateError
 from zerogate.masking.forward import GatedForward
+from zerogate.modules.computed_weights import LayerWeights
 from zerogate.modules.internals import MODULE_CALL, frames_above
 
 Owned = tuple[nn.Module, str]
@@ -104,6 +107,39 @@ class Unshadow:
     def __call__(self, module: nn.Module, args: object, output: object) -> None:
         for owner, attribute in self.calls.pop() if self.calls else ():
             owner.__dict__.pop(attribute, None)
+
+
+@dataclass
+class ComputedWeightGates:
+    """Stands as ``forward`` in the `__dict__` of a module that computes its weight: runs the module's own forward, in which
+    the layer reads the weight times its gates.
+
+    Attributes:
+        number: of the weight.
+        module: whose forward it is.
+        before: what stood there before, if anything did.
+    """
+
+    forward: GatedForward
+    number: int
+    module: nn.Module
+    before: Callable[..., object] | None = None
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        run = partial(type(self.module).forward, self.module) if self.before is None else self.before
+        if self.forward.multiplies_activations:
+            return run(*args, **kwargs)
+        gates = self.forward.current(self.number)
+        with LayerWeights(lambda weight, bias: weight * gates.to(weight.dtype)):
+            return run(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Gives the module its own forward back."""
+        own = self.module.__dict__
+        if own.get("forward") is self:
+            del own["forward"]
+            if self.before is not None:
+                own["forward"] = self.before
 
 
 @dataclass

@@ -20,12 +20,19 @@ class Placement:
         units: unit of each index along `dim`, int64; −1 where there is no gate. Where `dim` is None, of each entry.
         shape: the weight's.
         dim: the dimension along which gates lie; None where every entry has a gate of its own.
+        computed: whether the weight is one that the layer computes: gates then multiply it where it is read.
     """
 
     weight: str
     units: Tensor
     shape: tuple[int, ...]
     dim: int | None
+    computed: bool = False
+
+    @property
+    def factor(self) -> tuple[int, ...]:
+        """The shape of the gates as they are broadcast over the weight."""
+        return self.shape if self.dim is None else tuple(n if d == self.dim else 1 for d, n in enumerate(self.shape))
 
     @property
     def view(self) -> tuple[int, ...]:
@@ -45,10 +52,12 @@ def broadcast_along(dim: int, dims: int) -> tuple[int, ...]:
 def channel_placements(structure: Structure, parameters: Mapping[str, nn.Parameter]) -> list[Placement]:
     """Gates of channels and heads: on the input slice of every weight that reads them."""
     placements = []
+    computed = {c.weight for c in structure.calls if c.computed}
     for axis in dict.fromkeys(c.consumes for c in structure.calls if c.consumes in structure.axes):
         if axis is not None:
             name, dim = axis
-            placements.append(Placement(name, structure.axes[axis], tuple(parameters[name].shape), dim))
+            shape = tuple(parameters[name].shape)
+            placements.append(Placement(name, structure.axes[axis], shape, dim, name in computed))
     return placements
 
 
@@ -62,8 +71,11 @@ def weight_placements(
     for c in structure.calls:
         if not c.weight or not c.macs or c.layer in excluded or any(p.weight == c.weight for p in placements):
             continue
+        if c.computed and c.weight in structure.reasons:
+            continue
         stop = start + shapes[c.weight].numel()
-        placements.append(Placement(c.weight, torch.arange(start, stop), tuple(shapes[c.weight]), None))
+        units = torch.arange(start, stop)
+        placements.append(Placement(c.weight, units, tuple(shapes[c.weight]), None, c.computed))
         groups.append(Group(c.weight, slice(start, stop), (c.layer,), (c.layer,)))
         start = stop
     return placements, tuple(groups)

@@ -60,6 +60,11 @@ class Layout:
         """Names of the weights on which gates lie, each once."""
         return list(dict.fromkeys(p.weight for p in self.placements))
 
+    @property
+    def computed(self) -> dict[str, Placement]:
+        """Those of them that their layers compute → how gates lie on them."""
+        return {p.weight: p for p in self.placements if p.computed}
+
 
 class Unit(ABC):
     """What one gate closes.
@@ -118,7 +123,7 @@ class Entries(Unit):
         return Layout(self, structure, groups, tuple(placements), WeightCost(structure, slices, shapes))
 
     def plan(self, model: nn.Module, structure: Structure, kept: Tensor) -> Plan:
-        return Plan()
+        return Plan(plain=structure.plain)
 
 
 CHANNEL, HEAD, WEIGHT = Slices(frozenset({"channel"})), Slices(frozenset({"head"})), Entries()

@@ -22,6 +22,13 @@ def owner_of(name: str) -> str:
     return split_name(name)[0]
 
 
+def layer_of(name: str) -> str:
+    """Name of the module that reads a parameter or buffer as its own: the owner, or, of what
+    `torch.nn.utils.parametrize` keeps apart, the module that is parametrised."""
+    owner = f".{owner_of(name)}"
+    return owner.partition(".parametrizations.")[0][1:]
+
+
 def join_name(owner: str, attribute: str) -> str:
     """The inverse of `split_name`."""
     return f"{owner}.{attribute}" if owner else attribute

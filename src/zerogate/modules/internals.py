@@ -54,6 +54,8 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 """The common class of all batch norms."""
 DROPOUT = nn.modules.dropout._DropoutNd
 """The common class of all dropouts."""
+WEIGHT_NORM = nn.utils.parametrizations._WeightNorm
+"""The parametrisation that `torch.nn.utils.parametrizations.weight_norm` registers."""
 RUNNING_NORM = nn.modules.batchnorm._NormBase
 """The common class of batch and instance norms, which may hold running statistics."""
 

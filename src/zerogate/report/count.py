@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.cost.model import CostModel
+from zerogate.cutting.plain_layers import parameters_as_cut
 from zerogate.masking.unit import Layout
-from zerogate.modules.index import owner_of, tensor_bytes
+from zerogate.modules.index import layer_of, tensor_bytes
 from zerogate.objectives.target import Target
 from zerogate.report.table import GroupRow, Report, Row, TargetRow
 from zerogate.storage.encodings import header_bytes, smallest
@@ -80,7 +81,7 @@ class _Counts:
         self.structure, self.single_weights = network.layout.structure, network.single_weights
         self.kept = network.kept.cpu()
         self.modules = dict(network.model.named_modules())
-        self.parameters = dict(network.model.named_parameters())
+        self.parameters = parameters_as_cut(network.model, self.structure.plain)
 
     def along(self, axis: Axis, size: int) -> tuple[int, int]:
         """Channels along an axis of this size."""
@@ -116,7 +117,7 @@ def _not_called(counts: _Counts, rows: Mapping[str, Row]) -> dict[str, list[str]
     others: dict[str, list[str]] = {}
     for name, p in counts.parameters.items():
         if p.ndim > 1 and name not in rows:
-            owner = owner_of(name)
+            owner = layer_of(name)
             layer = name if any(counts.modules[owner].children()) or not owner else owner
             others.setdefault(layer, []).append(name)
     return others
@@ -129,7 +130,7 @@ def _row_of_others(counts: _Counts, layer: str, names: list[str]) -> Row:
     total = sum(n for n, _ in entries), sum(n for _, n in entries)
     free = counts.single_weights is None and any(axis in counts.structure.axes for axis in axes)
     status, reason = _status(total, free, _why_not_followed(counts.structure, layer, names))
-    return Row(layer, type(counts.modules[owner_of(names[0])]).__name__, None, None, total, status, reason)
+    return Row(layer, type(counts.modules[layer_of(names[0])]).__name__, None, None, total, status, reason)
 
 
 def _group_rows(counts: _Counts) -> Iterator[GroupRow]:
@@ -164,7 +165,7 @@ def _why_not_followed(structure: Structure, layer: str, names: list[str]) -> str
         return "not read on the example inputs, or not followed"
     read = {*structure.reasons, *(name for name, _ in [*structure.axes, *structure.refused])}
     read |= {c.weight for c in structure.calls}
-    if any(owner_of(name) == layer for name in read):
+    if any(layer_of(name) == layer for name in read):
         return "not followed"
     if structure.unseen_training:
         return f"not run on the example inputs in evaluation mode, and {structure.unseen_training}"

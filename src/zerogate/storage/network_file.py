@@ -24,7 +24,7 @@ from zerogate.modules.unregistered import can_be_stored, unregistered
 from zerogate.storage.encodings import pack
 from zerogate.storage.plan_json import PLAN_KEYS, PLAN_VERSION, layout, short
 from zerogate.storage.restore import restore
-from zerogate.storage.sealed_file import CHANNELS_LAST, ENCODED_VERSION, read_sealed, sealed, separate
+from zerogate.storage.sealed_file import CHANNELS_LAST, ENCODED_VERSION, PLAIN_VERSION, read_sealed, sealed, separate
 
 
 def save(small: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False, sparse: bool = True) -> None:
@@ -137,8 +137,9 @@ def _content(small: nn.Module, plan: Mapping[str, object], sparse: bool) -> byte
     try:
         encoded = [name for name in registered if sparse and name not in transient]
         stored, table = pack(separate(registered | more), encoded)
-        if table:
-            header |= {"version": ENCODED_VERSION, "encoded": table}
+        has_plain = any("plain" in step for step in plan["steps"])  # type: ignore[attr-defined]
+        if table or has_plain:
+            header |= {"version": PLAIN_VERSION if has_plain else ENCODED_VERSION, "encoded": table}
         return sealed(header, stored)
     except ZerogateError:
         raise

@@ -6,19 +6,22 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from zerogate.checks import is_whole
+from zerogate.cutting.plain_layers import make_plain
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CheckpointError
+from zerogate.modules.copies import meta_copy
 from zerogate.modules.held_numbers import NewValue, attributes_of, is_new_value_of
 from zerogate.modules.index import join_name, modules_by_name, named_tensors, tied_names, transient_buffers
 from zerogate.modules.stated_sizes import Size, set_by_forwards, stated_sizes
 from zerogate.modules.unregistered import Path, plain_places, tensor_at
+from zerogate.storage.plain_json import describe_plain, read_plain
 
 PLAN_VERSION = 2
 PLAN_KEYS = ("version", "dense", "set_by_forward", "steps", "result", "difference")
@@ -45,6 +48,8 @@ class StoredStep(_Tables):
     """Rows [module, attribute, value] of `Plan.attributes`."""
     attention: dict[str, dict[str, bool]]
     """As `Plan.attention`."""
+    plain: NotRequired[dict[str, dict[str, object]]]
+    """`Plan.plain`, where there are any, see `describe_plain`."""
 
 
 class StoredPlan(TypedDict, total=False):
@@ -81,8 +86,9 @@ def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module, set_by_forward
         made = {name: part for name, part in architecture(dense).items() if name not in not_made}
         before = {"dense": made, "steps": []}
     not_made.update(before.get("set_by_forward", ()))
-    registered = dict(named_tensors(dense))
-    stored = registered.keys() - transient_buffers(dense)  # a dense network may not have these yet
+    whole = make_plain(meta_copy(dense), plan.plain) if plan.plain else dense
+    registered = dict(named_tensors(whole))
+    stored = registered.keys() - transient_buffers(whole)  # a dense network may not have these yet
     step: StoredStep = {
         "keep": [[name, dim, indices.tolist()] for (name, dim), indices in plan.keep.items() if name in stored],
         "select": [[layer, dim, indices.tolist()] for layer, (dim, indices) in plan.select.items()],
@@ -96,6 +102,8 @@ def describe_plan(plan: Plan, dense: nn.Module, small: nn.Module, set_by_forward
     tables = [(name, dim) for name, dim in plan.keep if name not in registered]
     if tables:
         step["tables"] = [[[*plan.places[name][0]], dim, plan.keep[name, dim].tolist()] for name, dim in tables]
+    if plan.plain:
+        step["plain"] = describe_plain(plan.plain)
     return {
         "version": PLAN_VERSION,
         "dense": before["dense"],
@@ -151,13 +159,16 @@ def first_difference(written: object, model: nn.Module, set_by_forward: Collecti
 
 
 def read_step(step: object, model: nn.Module) -> Plan:
-    """One step of a described plan, for the network that it applies to.
+    """One step of a described plan, for the network that it applies to, in which plain layers take their places.
 
     Raises `CheckpointError` for anything but what `describe_plan` can have written for this network.
     """
-    if not isinstance(step, dict) or set(step) - {"tables"} != {"keep", "select", "attributes", "attention"}:
+    if not isinstance(step, dict) or set(step) - {"tables", "plain"} != {"keep", "select", "attributes", "attention"}:
         raise CheckpointError("contains an invalid plan step")
     modules = modules_by_name(model, twice=True)
+    plain = read_plain(step.get("plain", {}), modules)
+    if plain:
+        modules = modules_by_name(make_plain(model, plain), twice=True)
     keep, places = _read_keep(step["keep"], dict(named_tensors(model))), plain_places(model)
     return Plan(
         keep | _read_tables(step.get("tables", []), model, places),
@@ -165,6 +176,7 @@ def read_step(step: object, model: nn.Module) -> Plan:
         _read_attributes(step["attributes"], modules),
         places,
         _read_attention(step["attention"], modules),
+        plain,
     )
 
 

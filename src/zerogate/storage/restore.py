@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from zerogate.cutting.cut import cut
 from zerogate.errors import CheckpointError
+from zerogate.modules.computed_weights import refresh
 from zerogate.modules.index import ModuleIndex, modules_by_name, named_tensors, owner_of, split_name, transient_buffers
 from zerogate.modules.internals import buffers_of
 from zerogate.modules.unregistered import replace, unregistered
 from zerogate.storage.encodings import unpack
 from zerogate.storage.plan_json import PLAN_KEYS, PLAN_VERSION, first_difference, layout, read_step, short
-from zerogate.storage.sealed_file import CHANNELS_LAST, ENCODED_VERSION, Header
+from zerogate.storage.sealed_file import CHANNELS_LAST, ENCODED_VERSION, PLAIN_VERSION, Header
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ def restore(model: nn.Module, header: Header, tensors: Mapping[str, Tensor]) -> 
         raise CheckpointError("holds a plan that does not make the network that was saved")
     _fill(model, header, tensors)
     _put_unregistered(model, header, tensors)
+    refresh(model)
     modes = _entry(header, "modes", dict)
     for name, module in modules_by_name(model).items():
         parent = model.get_submodule(owner_of(name))
@@ -58,7 +60,7 @@ def _fill(model: nn.Module, header: Header, tensors: Mapping[str, Tensor]) -> No
     )
     expected, index = dict(named_tensors(model)), ModuleIndex(model)
     lasting = expected.keys() - transient_buffers(model)
-    if header["version"] == ENCODED_VERSION:
+    if header["version"] in (ENCODED_VERSION, PLAIN_VERSION):
         tensors = unpack(tensors, _entry(header, "encoded", dict), {name: expected[name].shape for name in lasting})
     promised = {name for name in tensors if not name.startswith("unregistered:")} - transient
     wrong = sorted(lasting ^ promised)

@@ -23,8 +23,9 @@ Header = dict[str, object]
 """What the JSON text says; of a file that is read, whatever somebody wrote there."""
 
 ENCODED_VERSION = PLAN_VERSION + 1
-"""The version of files with encoded tensors, which an earlier zerogate would not understand; all others are of
-`PLAN_VERSION`."""
+"""The version of files with encoded tensors, which an earlier zerogate would not understand."""
+PLAIN_VERSION = PLAN_VERSION + 2
+"""The version of files with plain layers, encoded or not; all others are of `PLAN_VERSION`."""
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Dimensions of a tensor → the memory format in which its channels come last; the file holds tensors contiguous."""
@@ -61,12 +62,12 @@ def read_sealed(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]
     version = header.get("version") if isinstance(header, dict) else None
     if type(version) is not int:
         raise CheckpointError(f"{path} is a safetensors file, but not one that zerogate.save wrote, or it is damaged")
-    if not PLAN_VERSION <= version <= ENCODED_VERSION:
+    if not PLAN_VERSION <= version <= PLAIN_VERSION:
         is_later = version > PLAN_VERSION
         way_out = "update zerogate" if is_later else "compact the network again and save it with this one"
         raise CheckpointError(
             f"{path} was written by {'a later' if is_later else 'an earlier'} zerogate (file version {version:.6g}, "
-            f"this one reads {PLAN_VERSION} and {ENCODED_VERSION}); {way_out}"
+            f"this one reads {PLAN_VERSION} to {PLAIN_VERSION}); {way_out}"
         )
     if seal is None or seal[1] != digest(seal[2], tensors):
         raise CheckpointError(f"{path} is damaged or was changed: its contents do not match the hash in it")

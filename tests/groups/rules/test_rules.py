@@ -63,8 +63,12 @@ class Notes:
     def sheets_of(self, x: Tensor) -> list[Tensor]:
         return [self.labels[id(x)]] if id(x) in self.labels else []
 
-    def views_of(self, x: Tensor) -> list[View]:
+    def views_of(self, x: Tensor, integers: bool = False) -> list[View]:
         return self.views.get(id(x), [])
+
+    def carrier_of(self, x: Tensor) -> View | None:
+        views = self.views_of(x)
+        return views[0] if len(views) == 1 and views[0].is_whole and not views[0].changed else None
 
     def value_of(self, x: Tensor) -> Tensor | None:
         return None if id(x) in self.unknown else x
@@ -273,5 +277,7 @@ def test_a_parameter_is_followed_through_moves(notes: Notes) -> None:
     ((part,),) = follow_views(notes.op(ATEN.slice.Tensor, weight, 0, 1, 3)) or [[]]
     assert not part.is_whole and part.indices(0, 0).tolist() == [1, 2]
     ((scaled,),) = follow_views(notes.op(ATEN.mul.Scalar, weight, 2)) or [[]]
-    assert scaled.changed
+    assert scaled.changed and scaled.keeps_zero
+    ((shifted,),) = follow_views(notes.op(ATEN.add.Scalar, weight, 2)) or [[]]
+    assert shifted.changed and not shifted.keeps_zero
     assert follow_views(notes.op(ATEN.sum.default, weight)) is None

@@ -25,6 +25,7 @@ declare(
     Family.POINTWISE,
     in_place="abs_ eq_ ne_ ge_ gt_ le_ lt_ copysign_ floor_divide_ gcd_ lcm_ heaviside_",
 )
+declare("fake_quantize_per_tensor_affine", Family.POINTWISE)
 declare("glu prelu", Family.REARRANGEMENT)
 declare("bucketize isin searchsorted")
 declare("mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits")

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from zerogate.groups.label_tensors import collapse, drop_expanded, no_labels, rows_along, varying_dims
+from zerogate.groups.recording.parameter_views import ParameterViews
 from zerogate.groups.recording.record import NOT_ALWAYS, Recording, SliceConstraint
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
+from zerogate.groups.rules.op import Op
 from zerogate.groups.rules.protocol import Freeze, View
-from zerogate.modules.index import named_tensors, owner_of
-from zerogate.modules.unregistered import plain_places, tensor_at
+from zerogate.modules.index import layer_of
+from zerogate.modules.unregistered import plain_places
 from zerogate.structure import Axis, LayerCall
 
+COMPUTED = "a layer whose weight is computed, not a parameter"
 
-class ParameterTable:
+
+class ParameterTable(ParameterViews):
     """Knows a model's parameters and buffers wherever they appear in a run, and enters in the recording what it says of
     them.
 
@@ -33,20 +37,11 @@ class ParameterTable:
     def __init__(
         self, model: nn.Module, recording: Recording, tracer: Tracer, labels: TensorMap[Tensor], examples: int
     ) -> None:
+        recording.places = plain_places(model)
+        super().__init__(model, tracer, recording.places)
         self._recording, self._tracer, self._labels, self._examples = recording, tracer, labels, examples
-        tensors = dict(named_tensors(model))
-        for name, places in plain_places(model).items():
-            recording.places[name] = places
-            table = None if name in tensors else tensor_at(model, places[0])
-            if table is not None:
-                tensors[name] = tracer.stand_in(table)
-        self._names = {id(tensor): name for name, tensor in tensors.items()}
-        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        self._trainable = {name for name, _ in model.named_parameters()}
-        self._whole: dict[str, View] = {}
-        """Name → the view of all of it, as it is."""
-        self.moved: TensorMap[list[View]] = tracer.tensor_map()
-        """Tensors made of parameters alone → the parameters that they are made of."""
+        self._read_in: dict[str, str] = {}
+        """Parameter → the module whose forward last computed something with it."""
 
     def note_read(self, x: Tensor) -> None:
         """Notes that an op is given a tensor."""
@@ -54,18 +49,21 @@ class ParameterTable:
         if name is not None:
             self._recording.read.add(name)
 
-    def views_of(self, x: Tensor) -> list[View]:
-        """Parameters and buffers that a tensor is made of, and of no activation."""
-        name = self._names.get(id(x))
-        if name is None:
-            return self.moved.get(x, [])
-        if not x.is_floating_point() and not x.is_complex():
-            return []
-        if name not in self._whole:
-            shape = x.shape
-            steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
-            self._whole[name] = View(name, tuple(i.expand(shape) for i in steps))
-        return [self._whole[name]]
+    def note_computed(self, op: Op) -> None:
+        """Notes that an op computes with parameters alone. Where it writes into one of them, whatever it is given besides
+        is sliced as that is."""
+        for x in op.tensors:
+            if (name := self._names.get(id(x))) is not None:
+                self._read_in[name] = self._tracer.module
+        if not op.spec.in_place or len(op.tensors) < 2:
+            return
+        for written in self.views_of(op.tensors[0]):
+            for view in [v for x in op.tensors[1:] for v in self.views_of(x, integers=True)]:
+                along = {d for i in view.index for d in varying_dims(i)}
+                for d, index in enumerate(written.index):
+                    if along & set(varying_dims(index)):
+                        own = self._axis(written.name, d)
+                        self.attach_view(view, own[index.clamp(min=0)].expand(index.shape))
 
     def attach(self, parameter: Tensor, dim: int, vector: Tensor) -> None:
         """Says that slices of a parameter, also of one that was moved before, go with these channels; raises `Freeze`
@@ -177,34 +175,37 @@ class ParameterTable:
         repeats: int = 1,
     ) -> Tensor | None:
         """Records a layer that sums over its input channels and makes new ones; see `RuleContext.record_layer`."""
-        views = self.views_of(weight)
-        whole = views[0] if len(views) == 1 and not views[0].changed and views[0].name in self._trainable else None
-        consumed, produced = dims
+        views, consumed, produced = self.views_of(weight), *dims
+        whole = views[0] if self.is_one(weight) and views[0].name in self._trainable else self.carrier_of(weight)
         own_in, own_out = (None if whole is None or d is None else self._own_dim(whole, weight, d) for d in dims)
         if whole is not None:  # a vector that was made a matrix of one row or column has no channels along these
             consumed = None if own_in is None and consumed is not None and weight.shape[consumed] == 1 else consumed
             produced = None if own_out is None and produced is not None and weight.shape[produced] == 1 else produced
         if whole is None or (own_in is None) != (consumed is None) or (own_out is None) != (produced is None):
             sizes = [weight.shape[d] for d in dims if d is not None]
-            self._record("", "", None, None, macs * math.prod(sizes), channel_dim)
+            self._record(self._tracer.module, "", None, None, macs * math.prod(sizes), channel_dim)
             if entering is not None and entering.any():
-                raise Freeze("a layer whose weight is computed, not a parameter")
+                raise Freeze(COMPUTED)
             return None
+        others = [view for view in views if view.name != whole.name]
         if own_in is not None and consumed is not None:
             vector = torch.zeros(weight.shape[consumed], dtype=torch.int64) if entering is None else entering
             if self._names.get(id(weight)) == whole.name:
                 self._recording.attach(whole.name, own_in, vector)
             elif vector.any():
-                self.attach_view(whole, _along(vector, weight, consumed))
+                for view in (whole, *others):
+                    self.attach_view(view, _along(vector, weight, consumed))
         new = None
         if own_out is not None and produced is not None:
             new = self._new_channels(whole, own_out, weight, produced, repeats)
             macs *= weight.shape[produced] / self._shapes[whole.name][own_out]
+            for view in others:
+                self.attach_view(view, _along(new, weight, produced))
             if bias is not None:
                 self._attach_bias(bias, new)
         axis_in = None if own_in is None else (whole.name, own_in)
         axis_out = None if own_out is None else (whole.name, own_out)
-        self._record(owner_of(whole.name), whole.name, axis_in, axis_out, macs, channel_dim)
+        self._record(self._reader(weight, whole.name), whole.name, axis_in, axis_out, macs, channel_dim, whole.normed)
         return new
 
     def _own_dim(self, view: View, weight: Tensor, dim: int) -> int | None:
@@ -241,24 +242,37 @@ class ParameterTable:
         self, weight: Tensor, bias: Tensor | None, vector: Tensor | None, macs: float, channel_dim: int
     ) -> Tensor | None:
         """Records a convolution in groups each of which is one unit; see `RuleContext.record_grouped_conv`."""
-        name = self._names.get(id(weight))
-        if name is None or vector is None or not vector.any():
+        whole = self.carrier_of(weight)
+        own = None if whole is None else self._own_dim(whole, weight, 0)
+        if whole is None or own is None or vector is None or not vector.any():
             macs *= weight.shape[0]
             self.record_layer(weight, None, entering=None, dims=(None, None), macs=macs, channel_dim=channel_dim)
             return None
-        self._recording.attach(name, 0, vector)
+        self.attach(weight, 0, vector)
         if bias is not None:
             self.attach(bias, 0, vector)
-        self._record(owner_of(name), name, None, (name, 0), macs, channel_dim)
+        self._record(self._reader(weight, whole.name), whole.name, None, (whole.name, own), macs, channel_dim)
         return vector
 
-    def _record(
-        self, layer: str, weight: str, axis_in: Axis | None, axis_out: Axis | None, macs: float, channel_dim: int
-    ) -> None:
+    def _reader(self, x: Tensor, name: str) -> str:
+        """The module in whose forward a parameter is read, of which an op that runs now takes x."""
         host = self._tracer.module
-        self._recording.calls.append(
-            LayerCall(layer, host, weight, axis_in, axis_out, macs / self._examples, channel_dim)
-        )
+        read_in = host if id(x) in self._names else self._read_in.get(name, host)
+        return host if f"{read_in}.".startswith(f"{host}." if host else "") else read_in
+
+    def _record(
+        self,
+        host: str,
+        weight: str,
+        axis_in: Axis | None,
+        axis_out: Axis | None,
+        macs: float,
+        channel_dim: int,
+        computed: bool = False,
+    ) -> None:
+        layer, macs = layer_of(weight), macs / self._examples
+        call = LayerCall(layer, host, weight, axis_in, axis_out, macs, channel_dim, computed=computed)
+        self._recording.calls.append(call)
 
 
 def _along(vector: Tensor, x: Tensor, dim: int) -> Tensor:

@@ -20,7 +20,7 @@ from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.modules.copies import like
 from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 from zerogate.modules.run import Inputs
-from zerogate.structure import Axis, LayerCall, Norm, SizeAttribute, SizePlace
+from zerogate.structure import Axis, LayerCall, Norm, PlainLayer, SizeAttribute, SizePlace
 
 NOT_ALWAYS = "{} is used with and without removable channels"
 
@@ -153,6 +153,9 @@ class Recording:
     """Which of the outputs count."""
     set_by_forward: set[str] = field(default_factory=set)
     """Attributes that state sizes, as ``path.attribute``, and that the run has set."""
+    computed: dict[str, tuple[PlainLayer, bool, str]] = field(default_factory=dict)
+    """Module that computes the weight of a layer from parameters alone → the plain layer that this is, if it runs nothing
+    else; whether it does so by torch's weight norm; and where."""
     twin: nn.Module | None = None
     """A copy as it was before the run, to cut and run again; None where it would hold data: it is copied again when it
     is needed."""

@@ -14,6 +14,7 @@ from zerogate.groups.arguments import Args, AtenOp, Kwargs, tensors_among, witho
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.label_tensors import Sheets, collapse, drop_expanded, no_labels, varying_dims
 from zerogate.groups.ops import Family
+from zerogate.groups.recording.computed_layers import ComputedLayers
 from zerogate.groups.recording.factors import Factors
 from zerogate.groups.recording.memory import Memory
 from zerogate.groups.recording.module_calls import ModuleCalls
@@ -26,7 +27,6 @@ from zerogate.groups.rules.layers import record_macs
 from zerogate.groups.rules.op import Op, Out
 from zerogate.groups.rules.protocol import Freeze, UnknownValue
 from zerogate.groups.rules.registry import rule_of
-from zerogate.groups.rules.views import follow_views
 from zerogate.modules.run import Inputs
 
 
@@ -62,11 +62,12 @@ class Recorder:
         self._parameters = table = ParameterTable(model, self.recording, self.tracer, self._labels, examples)
         self.views_of, self.attach, self.attach_view = table.views_of, table.attach, table.attach_view
         self.make_channels, self.record_layer = table.make_channels, table.record_layer
-        self.record_grouped_conv = table.record_grouped_conv
+        self.record_grouped_conv, self.carrier_of = table.record_grouped_conv, table.carrier_of
         factors = Factors(self.recording, self.tracer, {name for name, _ in model.named_parameters()})
         self.value_of, self.unite = self.tracer.value_of, self.recording.labels.unite
         self.note_factor, self.record_sum = factors.note, factors.record_sum
         self.record_norm, self.state_size = self._modules.record_norm, self._modules.state_size
+        self._computed = ComputedLayers(model, self.recording, self.tracer, table, tensors)
         labelled = [x for x in tensors if x.is_floating_point() and x.ndim > 1] if label_inputs else []
         for x, own in zip(labelled, recording.labels_of_inputs([x[0].numel() for x in labelled]), strict=True):
             self._labels[x] = own.view(1, *x.shape[1:]).expand(x.shape)
@@ -116,6 +117,7 @@ class Recorder:
 
     def entered(self, module: str, args: Args, kwargs: Kwargs) -> None:
         self._modules.add(module, args, kwargs)
+        self._computed.entered(module, args, kwargs)
 
     def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
         pass
@@ -129,6 +131,7 @@ class Recorder:
         outputs = tensors_among(out)
         for x in op.tensors:
             self.flush_deferred(x)
+        self._computed.visit(op)
         for x, own in zip(outputs, self._labels_of_results(op, bool(entering)), strict=True):
             self._set_sheets(op, x, own)
         self._follow_constants(op, outputs)
@@ -185,7 +188,7 @@ class Recorder:
                 return rule(op)
             if labelled:
                 raise Freeze(f"{self.tracer.composite or op.name} has no rule")
-            self._follow_parameters(op)
+            self._computed.follow(op)
         except Freeze as reason:
             self._freeze_all(op, str(reason))
             if op.spec.makes_channels and len(self.recording.calls) == calls:
@@ -196,18 +199,6 @@ class Recorder:
             self._freeze_all(op, f"{op.name} cannot be followed ({type(error).__name__}: {first_line(error)})")
         return None
 
-    def _follow_parameters(self, op: Op) -> None:
-        """Notes which parameters the results hold, or where that cannot be said, that they are read in an unknown way."""
-        if not any(self.views_of(x) for x in op.tensors):
-            return
-        views = follow_views(op)
-        if views is None:
-            self._read_unfollowed(op, self.tracer.where(f"{op.name} of a parameter"))
-            return
-        for x, of_result in zip(tensors_among(op.out), views, strict=True):
-            if of_result:
-                self._parameters.moved[x] = of_result
-
     def _freeze_all(self, op: Op, reason: str) -> None:
         where = self.tracer.where(reason)
         for x in op.tensors:
@@ -216,13 +207,7 @@ class Recorder:
             for labels in op.sheets(x) if every else [op.labels(x)]:
                 if labels is not None:
                     self.recording.labels.freeze(labels, where)
-        if not op.spec.frees_parameters:
-            self._read_unfollowed(op, where)
-
-    def _read_unfollowed(self, op: Op, where: str) -> None:
-        for x in op.tensors:
-            for view in self.views_of(x):
-                self.recording.unfollowed.setdefault(view.name, where)
+        self._computed.give_up(op, where)
 
     def _set_sheets(self, op: Op, tensor: Tensor, sheets: Tensor | Sheets | None) -> None:
         """Notes the labels of a result, one tensor or several sheets."""

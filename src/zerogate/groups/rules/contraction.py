@@ -24,11 +24,8 @@ from zerogate.groups.rules.protocol import Freeze, View
 
 
 def whole_parameter(op: Op, x: Tensor) -> View | None:
-    """The one parameter that a tensor holds entire and unchanged; None where it holds anything else."""
-    if op.labels(x) is not None:
-        return None
-    views = op.views(x)
-    return views[0] if len(views) == 1 and views[0].is_whole and not views[0].changed else None
+    """The one parameter that makes a matrix a layer's weight; None where it is something else."""
+    return None if op.labels(x) is not None else op.context.carrier_of(x)
 
 
 def contract(op: Op, a: Tensor, b: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ class Op:
         labels = self.context.labels_of(x)
         return no_labels(x.shape) if labels is None else labels
 
-    def views(self, x: object) -> list[View]:
-        """Parameters that an argument is made of, and of no activation."""
-        return self.context.views_of(x) if isinstance(x, Tensor) else []
+    def views(self, x: object, integers: bool = False) -> list[View]:
+        """Parameters that an argument is made of, and of no activation; see `RuleContext.views_of`."""
+        return self.context.views_of(x, integers) if isinstance(x, Tensor) else []
 
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Ties a[i] to b[i] for every i where both are labels; shapes broadcast."""

@@ -31,6 +31,10 @@ class View:
     entry is none of it."""
     changed: bool = False
     """Whether its values are others now (it was scaled, passed through a function, …)."""
+    keeps_zero: bool = True
+    """Whether an entry is zero now wherever the parameter's own is, whatever else it was computed from."""
+    normed: bool = False
+    """Whether it is the direction v of torch's weight norm, g · v / ‖v‖: every such weight has a g and v of its own."""
 
     @property
     def is_whole(self) -> bool:
@@ -66,8 +70,14 @@ class RuleContext(Protocol):
     def sheets_of(self, x: Tensor) -> list[Tensor]:
         """All of a tensor's labels, see `Sheets`: those of `labels_of` first."""
 
-    def views_of(self, x: Tensor) -> list[View]:
-        """Parameters and buffers that a tensor is made of, and of no activation."""
+    def views_of(self, x: Tensor, integers: bool = False) -> list[View]:
+        """Parameters and buffers that a tensor is made of, and of no activation.
+
+        ``integers``: whether it may be a buffer of integers or booleans itself, such as a mask."""
+
+    def carrier_of(self, x: Tensor) -> View | None:
+        """The parameter on which gates of a matrix lie: all of it, as it is or computed entry by entry such that zeros
+        stay zeros. None where there is none."""
 
     def value_of(self, x: Tensor) -> Tensor | None:
         """What a tensor holds; None where that is not known without data."""
@@ -131,7 +141,7 @@ class RuleContext(Protocol):
         """Records a layer that sums over its input channels and makes new ones; returns the new labels, [outputs].
 
         Args:
-            weight: the parameter, or a view of it.
+            weight: the parameter, a view of it, or what is computed from it entry by entry.
             bias: likewise; it is sliced with the new channels.
             entering: labels of the input channels; None where none of them could be removed.
             dims: dimensions of ``weight`` along which it consumes and produces.
