@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ class Float64(TorchFunctionMode):
             return args[0].double()
         args = [torch.float64 if x is torch.float32 else x for x in args]
         return func(*args, **{k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()})
+
+
+def precision(model: nn.Module) -> AbstractContextManager[Any]:
+    """`Float64` for a model in float64."""
+    kept = all(p.dtype == torch.float64 for p in model.parameters() if p.is_floating_point())
+    return Float64() if kept else nullcontext()
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -89,7 +96,7 @@ def expose(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
         for norm in norms:
             norm.momentum = 1.0
             norm.train()
-        with Float64():
+        with precision(model):
             call(model, inputs)
         for norm, momentum in zip(norms, momenta, strict=True):
             assert norm.running_mean is not None and norm.running_var is not None
@@ -127,8 +134,8 @@ def largest_difference(gated: nn.Module, small: nn.Module, inputs: Any) -> float
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """The floating tensors that a model returns, in float64 and from the seed 0."""
-    with torch.no_grad(), Float64():
+    """The floating tensors that a model returns, from the seed 0."""
+    with torch.no_grad(), precision(model):
         torch.manual_seed(0)
         return list(floating_tensors(call(model, inputs)))
 
@@ -155,7 +162,7 @@ def random_in_training(model: nn.Module, inputs: Any) -> str:
     runs = []
     try:
         for seed in (0, 1):
-            with torch.no_grad(), Float64():
+            with torch.no_grad(), precision(model):
                 torch.manual_seed(seed)
                 runs.append(list(floating_tensors(call(model, inputs))))
     except Exception as error:

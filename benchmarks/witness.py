@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,10 +16,19 @@ LAYERS = ("convolution", "mm", "addmm", "_grouped_mm")
 two batches (bmm, baddbmm) are those of attention, which has no weights."""
 
 
+def _grouped_mm(a: list[int], b: list[int], *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    """Each row of a [rows, inner] is multiplied with one of the matrices b [matrices, inner, columns]."""
+    return 2 * a[-2] * a[-1] * b[-1]
+
+
+ADDED: dict[Any, Any] = {torch.ops.aten._grouped_mm: _grouped_mm}
+"""What the counter does not know, with the number of its operations."""
+
+
 def macs_by_op(model: nn.Module, inputs: Any) -> dict[str, float]:
     """Half of the operations that the counter sees in a forward in evaluation mode, for one example, by the op's name."""
     model.eval()  # with gradients: without them attention runs as one op that the counter does not know
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ADDED) as counter:
         call(model, inputs)
     batch = tensors_of(inputs)[0].shape[0]
     return {op.__name__: flops / 2 / batch for op, flops in counter.get_flop_counts()["Global"].items()}

@@ -18,11 +18,11 @@ from torch import nn
 
 import zerogate as zg
 from exactness import (
-    Float64,
     close,
     double,
     expose,
     largest_difference,
+    precision,
     random_in_training,
     without_dropout,
 )
@@ -52,11 +52,15 @@ def sparsify(model: nn.Module, inputs: Any) -> zg.Sparsified:
 
 
 def _prepared(entry: Entry, batch: int) -> tuple[nn.Module, list[Any], torch.Generator]:
-    """A float64 model that hides nothing, and inputs of two shapes."""
+    """A model that hides nothing, and inputs of two shapes, all in float64; in float32 where kernels know nothing else."""
     generator = torch.Generator().manual_seed(1)
-    variants = [double(entry.inputs(batch, v)) for v in (0, 1)]
-    model = make(entry).double()
-    expose(model, variants[0], generator)
+    model, variants = make(entry).double(), [double(entry.inputs(batch, v)) for v in (0, 1)]
+    try:
+        expose(model, variants[0], generator)
+    except RuntimeError:
+        generator = torch.Generator().manual_seed(1)
+        model, variants = make(entry), [entry.inputs(batch, v) for v in (0, 1)]
+        expose(model, variants[0], generator)
     return model, variants, generator
 
 
@@ -65,6 +69,8 @@ def errors(entry: Entry, batch: int = BATCH, emit: Emit | None = None) -> dict[s
 
     ``emit`` is given what a counter of operations says of the MACs of each compacted network."""
     model, variants, generator = _prepared(entry, batch)
+    if emit is not None:
+        emit(precision=str(next(model.parameters()).dtype).removeprefix("torch."))
     sparse = sparsify(model, variants[0])
     found = {}
     for closed in CLOSED:
@@ -73,7 +79,7 @@ def errors(entry: Entry, batch: int = BATCH, emit: Emit | None = None) -> dict[s
         for variant, inputs in enumerate(variants):
             found[f"{closed:.0%} closed, inputs {variant}"] = largest_difference(model.eval(), small, inputs)
         if emit is not None:
-            with reported(emit, "witness_failure"), Float64():
+            with reported(emit, "witness_failure"), precision(small):
                 emit(**{f"witness_{closed:.0%}": agreement(sparse.cost().macs, macs_by_op(small, variants[0]))})
     return found
 
@@ -82,11 +88,8 @@ def training_errors(entry: Entry, batch: int = BATCH) -> dict[str, float] | str:
     """The difference in training mode, with dropout of probability 0, of the gated network with its deployed mask and the
     compacted one: of their outputs, and of their outputs in evaluation mode after that, with the statistics that both have
     then. A string says why there is nothing to compare."""
-    generator = torch.Generator().manual_seed(1)
-    variants = [double(entry.inputs(batch, v)) for v in (0, 1)]
-    model = make(entry).double()
+    model, variants, generator = _prepared(entry, batch)
     without_dropout(model)
-    expose(model, variants[0], generator)
     why = random_in_training(model, variants[0])
     if why:
         return why

@@ -32,7 +32,7 @@ KINDS = (
         "These channels are what the network returns, such as the scores of classes. Without them it would return something "
         "else.",
         "Nothing where the output is wanted. Where a forward also returns tensors that nobody uses (features beside boxes, "
-        "hidden states), wrap the model in a module whose forward returns those that count, and give that to `sparsify`.",
+        "hidden states), say which outputs count by `outputs=` of `sparsify`: their names, or a function that picks them.",
     ),
     Kind(
         "not run on the example inputs",

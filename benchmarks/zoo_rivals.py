@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exactness import Float64, call, floating_tensors, largest_difference
+from exactness import call, floating_tensors, largest_difference, precision
 from reach import share
 
 RATIO = 0.5
@@ -73,6 +73,10 @@ class TorchPruning:
         )
         yield
         pruner.step()
+        if hasattr(model, "hidden_dim") and hasattr(
+            model, "conv_proj"
+        ):  # torchvision's vision transformer states a width
+            model.hidden_dim = model.conv_proj.out_channels
         for module, projection, before in heads:
             _state_heads(module, projection, before, pruner.num_heads[projection])
 
@@ -106,7 +110,7 @@ def try_pruning(tool: Rival, model: nn.Module, variants: list[Any], emit: Callab
     steps = tool.prune(model, variants[0])
     next(steps)
     for p in model.parameters():  # `data` leaves the counters of changes alone, by which a tool may notice this
-        p.data = torch.arange(p.numel(), dtype=torch.float64).reshape(p.shape)
+        p.data = torch.arange(p.numel(), dtype=torch.float64).reshape(p.shape)  # float32 has too few digits
     next(steps, None)
     kept = {name: p.detach().long() for name, p in model.named_parameters()}
     values = dict(dense.named_parameters())
@@ -116,7 +120,7 @@ def try_pruning(tool: Rival, model: nn.Module, variants: list[Any], emit: Callab
         for name, p in model.named_parameters():
             p.data = values[name].flatten()[kept[name]]
     for inputs in variants:
-        with torch.no_grad(), Float64():
+        with torch.no_grad(), precision(dense):
             call(model.eval(), inputs)
     masked = _masked(dense, model, kept)
     emit(error=max(largest_difference(masked, model, inputs) for inputs in variants))
@@ -174,7 +178,7 @@ def _given(inputs: Any) -> Any:
 def output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
     """Modules whose parameters the outputs depend on with no other layer in between: their widths are the outputs' own."""
     owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
-    with Float64():
+    with precision(model):
         found: dict[nn.Module, None] = {}
         todo = [x.grad_fn for x in floating_tensors(call(model.eval(), inputs))]
     seen = set()
