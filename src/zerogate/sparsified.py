@@ -186,6 +186,7 @@ class Sparsified(nn.Module):
         """What is left: deployed (ints, the count of what `compact` returns now) or expected (tensors, differentiable)."""
         if hard:
             return self.cost_model.exact(self.is_open())
+        self._control.usage.expected_cost()
         return self.cost_model.expected(self.gate.open_probability(self.logits))
 
     # deploying

@@ -13,6 +13,7 @@ from zerogate.objectives import projection
 from zerogate.objectives.budget import Budget
 from zerogate.objectives.penalty import Penalty
 from zerogate.objectives.target import Target
+from zerogate.objectives.usage import UsageCheck
 
 Objective = Penalty | Target
 
@@ -32,6 +33,7 @@ class GateControl:
     def __init__(self, forward: GatedForward, weights: GatedWeights) -> None:
         self._forward, self._weights = forward, weights
         self._gates, self._layout = forward.gates, forward.layout
+        self.usage = UsageCheck(forward)
         self._standing: Tensor | None = None
         """The logits, for as long as they stay as they are."""
 
@@ -47,6 +49,7 @@ class GateControl:
 
     def loss(self, objective: Objective) -> Tensor:
         """The objective's term, 0-dim; 0 for gates that do not learn."""
+        self.usage.loss(objective)
         if not self._gates.gate.learns:
             return self._gates.logits.new_zeros(())
         self._standing = self._gates.logits.detach().clone() if self._gates.frozen else None
@@ -57,6 +60,7 @@ class GateControl:
         """What follows an optimizer step: schedules and multiplier move on, a pruner closes what is due, and gates settle
         where a target says so."""
         gates = self._gates
+        self.usage.step(objective)
         share_steps(gates.gate, objective)
         gates.gate.step()
         if not gates.gate.learns:
