@@ -30,10 +30,10 @@ def attributes_equal_to(size: int, module: nn.Module | None) -> list[tuple[str, 
     return [(name, entry) for name, entry, number in numbers_of(module) if number == size]
 
 
-def numbers_of(module: nn.Module | None) -> Iterator[tuple[str, Entry, int]]:
-    """Every whole number among the attributes of a module: attribute, place in it, number."""
+def numbers_of(module: nn.Module | None, deepest: int = DEEPEST_SIZE) -> Iterator[tuple[str, Entry, int]]:
+    """Every whole number among the attributes of a module, inside so many containers: attribute, place in it, number."""
     for name, value in attributes_of(module) if module is not None else ():
-        for entry, number in numbers_in(value, LONGEST_SIZE_LIST, DEEPEST_SIZE):
+        for entry, number in numbers_in(value, LONGEST_SIZE_LIST, deepest):
             yield name, entry, number
 
 

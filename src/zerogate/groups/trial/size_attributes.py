@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zerogate.groups.limits import MOST_ATTRIBUTES_AT_ONCE, MOST_ATTRIBUTES_TRIED
+from zerogate.groups.limits import DEEPEST_SIZE, MOST_ATTRIBUTES_AT_ONCE, MOST_ATTRIBUTES_TRIED
 from zerogate.groups.recording.record import Recording, Step
 from zerogate.groups.trial.candidates import MULTIPLES, Form, is_torch_layer, modules_near, numbers_behind, numbers_of
 from zerogate.groups.trial.replay import Divergence
@@ -54,6 +54,9 @@ class _AttributeSearch:
         if self._raised and divergence.step:
             before = self._recording.steps[divergence.step - 1]
             self._near |= {path: -1 for path in modules_near(before.module, trial.modules) if path not in self._near}
+        self._closest = {path for path, behind in self._near.items() if behind}
+        self._closest.update([self._step.module, self._step.module.rpartition(".")[0]])
+        """Modules that are searched for multiples, and deeper than the others."""
         self._candidates: list[_Candidate] = []
         self._known: set[tuple[SizePlace, int]] = set()
         """Attributes that are candidates already, and the size that they would have."""
@@ -103,9 +106,10 @@ class _AttributeSearch:
             if self._sizes.count(size.rows) == size.size:
                 continue
             for path, behind in self._near.items():
-                if forms is MULTIPLES and is_torch_layer(modules.get(path)):
+                if forms is MULTIPLES and (path not in self._closest or is_torch_layer(modules.get(path))):
                     continue
-                for attribute, entry, number in numbers_of(modules.get(path)):
+                deepest = DEEPEST_SIZE if path in self._closest else 1
+                for attribute, entry, number in numbers_of(modules.get(path), deepest):
                     for form in forms:
                         rows = form.rows(size.rows, number)
                         if rows is not None and (form is Form.EQUAL or self._is_pure(rows)):

@@ -67,22 +67,25 @@ class _Search:
 
     def smallest(self) -> set[int]:
         """The numbers of the groups."""
-        pool = self._near()
-        if not pool or not self._goes_on(pool):
-            pool = set(range(len(self._structure.groups)))
+        pool = next((near for near in self._near() if self._goes_on(near)), set(range(len(self._structure.groups))))
         order = sorted(pool, key=lambda g: (-self._structure.groups[g].units, g))
         return self._without(pool, order) if len(pool) > 1 else pool
 
-    def _near(self) -> set[int]:
-        """The groups in what the step and those around it work on and make, and in what its module was given."""
+    def _near(self) -> Iterator[set[int]]:
+        """The groups in what the step works on and makes, and in what its module was given; then those around it, too."""
         recording = self._trial.recording
         at = min(self._divergence.step, len(recording.steps) - 1)
         step = recording.steps[at]
-        near = [s for s in recording.steps if s.module == step.module] + recording.steps[
-            max(0, at - STEPS_BEFORE) : at + 1
+        given = labels_among(recording.module_inputs.get(step.module, []))
+        own = groups_in(self._structure, torch.cat([_own_labels(step), given]))
+        if own:
+            yield own
+        around = [s for s in recording.steps if s.module == step.module] + recording.steps[
+            max(0, at - STEPS_BEFORE) : at
         ]
-        labels = [*map(_own_labels, near), labels_among(recording.module_inputs.get(step.module, []))]
-        return groups_in(self._structure, torch.cat(labels))
+        wider = own | groups_in(self._structure, labels_among(*(labels for s in around for labels in _tensors(s))))
+        if wider != own:
+            yield wider
 
     def _without(self, needed: set[int], chunk: Sequence[int]) -> set[int]:
         """What is still needed once as much of the chunk as possible is left out of it, by halves."""
