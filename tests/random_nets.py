@@ -35,6 +35,10 @@ class _Macs(TorchDispatchMode):
             self.total += entries.numel() * columns
         elif name == "matmul" and any(isinstance(x, nn.Parameter) for x in args):
             self.total += out.numel() * args[0].shape[-1]
+        elif name == "einsum":  # of two operands, one of them a parameter
+            words = args[0].partition("->")[0].split(",")
+            sizes = {c: n for word, x in zip(words, args[1], strict=True) for c, n in zip(word, x.shape, strict=True)}
+            self.total += math.prod(sizes.values())
         return out
 
 
@@ -643,4 +647,111 @@ class RandomPatches(nn.Module):
         return self.head(self.back(x).mean((2, 3)))
 
 
-FAMILIES = {"maps": RandomNetwork, "sequences": RandomSequence, "patches": RandomPatches}
+# --- sums over other dimensions, and norms of one's own ---------------------------------------------------------------
+
+
+class Mixture(nn.Module):
+    """A function of tokens in a residual connection: layers over tokens, over channels as places, by einsum, by vectors."""
+
+    def __init__(self, rng: Rng, width: int, tokens: int) -> None:
+        super().__init__()
+        self.kind = rng.choice(
+            ["tokens", "tokens", "text", "experts", "vector", "sum", "time", "window", "outer", "attention"]
+        )
+        inner, self.act = rng.randint(2, 6), activation(rng)
+        if self.kind == "tokens":
+            layers = [nn.Conv1d(tokens, inner, 1), self.act, nn.Conv1d(inner, tokens, 1)]
+            if rng.random() < 0.5:  # each unit's channels, too
+                layers[2:2] = [nn.Linear(width, width, bias=rng.random() < 0.5)]
+            self.body: nn.Module = nn.Sequential(*layers)
+        elif self.kind == "text":
+            self.conv, self.back = nn.Conv2d(1, inner, (rng.choice([1, 2]), width)), nn.Linear(inner, width)
+        elif self.kind == "experts":
+            self.up, self.down = (nn.Parameter(torch.randn(2, a, b) / 2) for a, b in ((width, inner), (inner, width)))
+        elif self.kind in ("vector", "sum"):
+            self.v = nn.Parameter(torch.randn(width))
+        elif self.kind == "window":
+            self.window = nn.Conv1d(1, 1, 3, padding=1)
+        elif self.kind == "outer":
+            self.a, self.b, self.back = nn.Linear(width, inner), nn.Linear(width, 3), nn.Linear(3, width)
+        elif self.kind == "attention":
+            self.body = OneScore(rng, width)
+        self.norm = rng.choice([OwnNames, UnitLength, OwnNames, nn.LayerNorm])(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if self.kind in ("tokens", "attention"):
+            y = self.body(y)
+        elif self.kind == "text":
+            z = self.act(self.conv(y[:, None])).flatten(2).amax(2)
+            y = self.back(z)[:, None]
+        elif self.kind == "experts":
+            y = torch.einsum("ebth,ehd->ebtd", self.act(torch.einsum("btd,edh->ebth", y, self.up)), self.down).sum(0)
+        elif self.kind == "vector":
+            y = y * (y @ self.v).tanh()[..., None]
+        elif self.kind == "sum":
+            y = y * (self.act(y) * self.v).sum(-1, keepdim=True).sigmoid()
+        elif self.kind == "time":
+            y = torch.fft.irfft(torch.fft.rfft(y, dim=1) * 0.5, n=y.shape[1], dim=1)
+        elif self.kind == "window":
+            y = y * self.window(y.mean(1, keepdim=True)).sigmoid()
+        elif self.kind == "outer":
+            y = self.back((self.a(y)[..., :, None] * self.b(y)[..., None, :]).amax(2))
+        return x + y
+
+
+class OneScore(nn.Module):
+    """Attention of a single head whose scores come from two vectors."""
+
+    def __init__(self, rng: Rng, width: int) -> None:
+        super().__init__()
+        self.source, self.target = (nn.Parameter(torch.randn(width)) for _ in range(2))
+        self.value = nn.Linear(width, width, bias=rng.random() < 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (x * self.source).sum(-1)[..., :, None] + (x @ self.target)[..., None, :]
+        return F.leaky_relu(score).softmax(-1) @ self.value(x)
+
+
+class OwnNames(nn.Module):
+    """LayerNorm with other names."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.g, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.g, self.shift)
+
+
+class UnitLength(nn.Module):
+    """To unit length, by a sum."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.g = width**0.5, nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) * self.scale * self.g
+
+
+class RandomMixture(nn.Module):
+    """Vectors, mixtures, and their mean or largest."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        rng = Rng(seed)
+        width, self.tokens = rng.choice([4, 6, 8]), rng.randint(3, 5)
+        self.stem = nn.Linear(3, width)
+        self.trunk = nn.Sequential(*(Mixture(rng, width, self.tokens) for _ in range(rng.randint(1, 3))))
+        self.largest, self.head = rng.random() < 0.5, nn.Linear(width, 3)
+
+    def inputs(self, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(batch, self.tokens, 3, generator=generator, dtype=self.head.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk(self.stem(x))
+        return self.head(x.amax(1) if self.largest else x.mean(1))
+
+
+FAMILIES = {"maps": RandomNetwork, "sequences": RandomSequence, "patches": RandomPatches, "mixtures": RandomMixture}

@@ -63,6 +63,12 @@ def test_feature_maps_that_become_sequences(seed: int) -> None:
     check("patches", seed)
 
 
+@settings(max_examples=80, derandomize=True)
+@given(st.integers(0, 10**9))
+def test_sums_over_other_dimensions(seed: int) -> None:
+    check("mixtures", seed)
+
+
 def test_the_count_of_layers_agrees_with_that_of_modules() -> None:
     """Where all layers are modules, two ways to count MACs."""
     for seed in range(20):
@@ -90,4 +96,4 @@ def test_random_networks_are_worth_testing(family: str) -> None:
         removable += sparse.dense_cost.params - sparse.cost().params
         heads += sum(group.kind == "head" for group in sparse.groups)
     assert removable / total > 0.65
-    assert (attentions > 20 and heads > 20) or family == "maps"
+    assert (attentions > 20 and heads > 20) or family in ("maps", "mixtures")
