@@ -17,7 +17,7 @@ from zerogate.masking import norms
 from zerogate.masking.forward import GatedForward
 from zerogate.masking.hooks import Begin, ComputedWeightGates, End, Multiply, Owned, Shadow, StatisticsWeights, Unshadow
 from zerogate.modules.index import modules_by_name, owner_of, tied_names
-from zerogate.modules.internals import pre_hooks_of
+from zerogate.modules.internals import CONVOLUTION, pre_hooks_of
 
 
 def is_gated(model: nn.Module) -> bool:
@@ -108,7 +108,8 @@ class Attachment:
     def _multiplications(self) -> list[tuple[str, Multiply]]:
         """For per-example gates the layer of every placement, and the hook that multiplies its input.
 
-        Raises `ZerogateError` for a layer that is not called as a module."""
+        Raises `ZerogateError` for a layer that is not called as a module, and for one whose forward may do more with its
+        input than multiply it by this weight."""
         multiply = []
         for number, placement in enumerate(self._forward.layout.placements):
             calls = [c for c in self._structure.calls if c.weight == placement.weight]
@@ -117,6 +118,13 @@ class Attachment:
                 raise ZerogateError(
                     f"per_example gates need {outside.layer} to be called as a module, but its weight is read in "
                     f"{outside.host or 'the root'}; exclude it with exclude=[{outside.layer!r}]"
+                )
+            layer = self.model.get_submodule(calls[0].layer)
+            if not _only_multiplies(layer):
+                raise ZerogateError(
+                    f"per_example gates multiply what {calls[0].layer or 'the root'} is called with, but its forward, of a "
+                    f"{type(layer).__name__}, may read {placement.weight} with something else; exclude it with "
+                    f"exclude=[{calls[0].layer!r}], or use per_example=False"
                 )
             multiply.append((calls[0].layer, Multiply(self._forward, number, calls[0].channel_dim)))
         return multiply
@@ -184,6 +192,13 @@ class Attachment:
                 if modules.get(path) is not module:
                     return f"{path} is another module, on which there are no gates"
         return ""
+
+
+def _only_multiplies(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution or linear layer that runs torch's own forward."""
+    forward = type(layer).forward
+    own = "forward" not in vars(layer) and forward.__module__.startswith("torch.nn.modules.")
+    return own and isinstance(layer, (CONVOLUTION, nn.Linear))
 
 
 def _shapes_and_ties(model: nn.Module) -> dict[str, tuple[Size, str]]:

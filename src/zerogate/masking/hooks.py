@@ -164,6 +164,10 @@ class Multiply:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if not self.forward.multiplies_activations:
             return None
+        if not args:
+            raise ZerogateError(
+                f"per-example gates: a {type(module).__name__} was called with keywords alone; pass its input by position"
+            )
         x, z = args[0], self.forward.current(self.number)
         known = self.forward.known_product(x, self.number, self.channel_dim)
         if known is not None:
@@ -173,6 +177,7 @@ class Multiply:
                 f"per-example gates: a layer received {x.shape[0]} examples where the network received {z.shape[0]}; "
                 "use per_example=False for networks that fold other dimensions into the batch"
             )
-        product = self.forward.times(x, z, self.channel_dim)
+        groups = x.shape[self.channel_dim] // z.shape[1]  # of a convolution, which share their gates
+        product = self.forward.times(x, z if groups == 1 else z.repeat(1, groups), self.channel_dim)
         self.forward.note_product(x, self.number, self.channel_dim, product)
         return (product, *args[1:])
