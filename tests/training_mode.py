@@ -63,19 +63,19 @@ def difference_in_training(
     after = sparse.compact()  # of the gated network's statistics as they are now
     sparse.gates.frozen = frozen
     assert [name for name, _ in after.named_buffers()] == [name for name, _ in small.named_buffers()]
-    kept = [_of_open_channels(sparse, model) for model in (after, small)]
+    kept = [_of_channels_in_use(sparse, model) for model in (after, small)]
     return max(returned, apart(*kept))
 
 
-def _of_open_channels(sparse: zg.Sparsified, small: nn.Module) -> list[Tensor]:
-    """The buffers of a compacted network, without a channel that is closed and stays because its group would be empty:
-    nobody reads it, and what it reads may be gone."""
+def _of_channels_in_use(sparse: zg.Sparsified, small: nn.Module) -> list[Tensor]:
+    """The buffers of a compacted network, without a channel that stays because its group would be empty: nobody reads it,
+    and what it reads may be gone."""
     found = []
     for name, buffer in small.named_buffers():
         units = sparse.structure.axes.get((name, 0))
         if units is not None and sparse.unit != "weight":
             units = units[(units < 0) | sparse.kept()[units]]
-            buffer = buffer[(units < 0) | sparse.is_open()[units]]
+            buffer = buffer[(units < 0) | sparse.cost_model.in_use(sparse.is_open())[units]]
         found.append(buffer)
     return found
 

@@ -237,7 +237,7 @@ class Sparsified(nn.Module):
             unit=self._layout.unit,
             gated_names=tuple(self._layout.names),
             mask=lambda weights: self._forward.masked_weights(z, [weight.to(z.device) for weight in weights]),
-            is_open=self.is_open(),
+            in_use=self.cost_model.in_use(self.is_open()),
             gate_parameters=tuple(self.parameters()),
         )
 

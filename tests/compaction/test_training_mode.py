@@ -215,3 +215,17 @@ def test_statistics_are_compared() -> None:
         model.b.weight[:, :3] = 0
     found = compare_in_training(deployed, deployed.plan(), True)
     assert found is not None and found.value > 0.1
+
+
+def test_what_a_dead_group_counts_does_not_matter() -> None:
+    """With nothing that reads it, the body keeps one channel of those that are open, and the stem as well: the statistics
+    of this channel are others then, and nobody asks for them."""
+    sparse = gated("a projection")
+    with torch.no_grad():
+        sparse.logits.fill_(8.0)
+        for group in sparse.groups:
+            if group.name in ("body", "project.0"):
+                sparse.logits[group.slice] = -8.0
+    assert difference_in_training(sparse, [torch.randn(X, dtype=torch.float64)]) <= 1e-10
+    in_use = sparse.cost_model.in_use(sparse.is_open())
+    assert sparse.is_open().any() and not in_use.any()

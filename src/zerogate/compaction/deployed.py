@@ -38,8 +38,8 @@ class Deployed:
     """Weights that gates multiply, by their names in the model."""
     mask: Callable[[Sequence[Tensor]], Sequence[Tensor]]
     """Multiplies gated weights, in the order of their names, with the deployed mask; returns new tensors."""
-    is_open: Tensor | None = None
-    """Units that the mask lets through, bool [units]; None: those that stay."""
+    in_use: Tensor | None = None
+    """Units that the mask lets through and that are read, bool [units]; None: those that stay."""
     gate_parameters: tuple[Tensor, ...] = ()
     """What an optimizer may train besides the model's weights; the compacted network has none of it."""
 

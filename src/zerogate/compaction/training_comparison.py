@@ -52,14 +52,14 @@ def _outputs(deployed: Deployed, model: nn.Module, float64: bool) -> list[Tensor
 
 
 def _buffers(deployed: Deployed, small: nn.Module) -> list[Tensor]:
-    """What the buffers of a compacted network hold for the channels that anybody reads: those that are closed and stay,
-    since a group keeps one channel at least, are computed from what may be gone."""
-    kept, is_open = deployed.kept.cpu(), deployed.kept if deployed.is_open is None else deployed.is_open
+    """What the buffers of a compacted network hold for the channels that anybody reads: those that stay only because a
+    group keeps one channel at least are computed from what may be gone."""
+    kept, in_use = deployed.kept.cpu(), deployed.kept if deployed.in_use is None else deployed.in_use
     found = []
     for name, buffer in small.named_buffers():
         units = deployed.structure.axes.get((name, 0)) if deployed.unit.changes_shapes else None
         if units is not None:
             units = units[(units < 0) | kept[units]]
-            buffer = buffer[((units < 0) | is_open.cpu()[units]).to(buffer.device)]
+            buffer = buffer[((units < 0) | in_use.cpu()[units]).to(buffer.device)]
         found.append(buffer)
     return found

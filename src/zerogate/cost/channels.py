@@ -137,6 +137,9 @@ class ChannelCost(CostModel):
         n = torch.zeros_like(live).index_add(0, parts.group_of_unit, units.double())
         return _Reading(units, n, parts.widths(n))
 
+    def in_use(self, is_open: Tensor) -> Tensor:
+        return self._read(is_open).units
+
     def kept(self, is_open: Tensor, logits: Tensor) -> Tensor:
         """Open units of live groups and, where a group must keep more than these, others of it by highest logit."""
         reading = self._read(is_open)

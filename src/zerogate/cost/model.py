@@ -59,6 +59,10 @@ class CostModel(ABC):
         cost = self.expected(is_open.detach().double())
         return Cost(round(cost.params.item()), round(cost.macs.item()))
 
+    def in_use(self, is_open: Tensor) -> Tensor:
+        """Those of these open units, bool [units], whose results can reach the end of the network."""
+        return is_open
+
     @abstractmethod
     def kept(self, is_open: Tensor, logits: Tensor) -> Tensor:
         """Units that compaction keeps, bool [units].
