@@ -211,6 +211,11 @@ class Structure:
             unit_of=renumbered[self.unit_of],
         )
 
+    @property
+    def repairs(self) -> tuple[SizeAttribute, ...]:
+        """Another name of `size_attributes`."""
+        return self.size_attributes
+
     @cached_property
     def group_of_unit(self) -> Tensor:
         """int64 [units]."""

@@ -39,6 +39,18 @@ SEEDS_OF_A_TIE = (1, 2, 3)
 """Draws of kept units for which a tie is tried: with one draw a run may diverge further up for another reason, and be
 right by chance with others. A tie that none of them gets past the op is undone."""
 
+COMPARED_CONSTANT_ENTRIES = 64
+"""Entries of a tensor that a forward makes from Python numbers up to which these are compared between runs. Beyond, it is
+taken for a table that holds the same in each."""
+
+WIDTHS_TRIED = 24
+"""Draws of single groups by which the widths of a trial run are made to differ. Where they still do not, another run is
+made that tells apart what this one could not."""
+
+MOST_RUNS_PASSED = 6
+"""Runs that must pass until no two widths could have been mistaken for each other. Beyond, what they agree on is taken for
+right, and the compaction that ends `sparsify` has the last word."""
+
 STEPS_BEFORE = 3
 """Steps before the one that diverges in which it is looked first for what must stay: a size may be computed just before.
 Where that does not help, it is looked for among all groups."""

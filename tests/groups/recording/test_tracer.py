@@ -28,7 +28,7 @@ class Heard:
     def entered(self, module: str, args: Args, kwargs: Kwargs) -> None:
         self.modules.append(module)
 
-    def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
+    def before(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> None:
         self.before_ops.append(func.overloadpacket.__name__)
 
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:

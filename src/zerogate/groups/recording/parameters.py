@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zerogate.groups.label_tensors import collapse, drop_expanded, no_labels, rows_along, varying_dims
 from zerogate.groups.recording.parameter_views import ParameterViews
-from zerogate.groups.recording.record import NOT_ALWAYS, Recording, SliceConstraint
+from zerogate.groups.recording.record import NOT_ALWAYS, MovedParameter, Recording, SliceConstraint
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.rules.op import Op
@@ -64,6 +64,13 @@ class ParameterTable(ParameterViews):
                     if along & set(varying_dims(index)):
                         own = self._axis(written.name, d)
                         self.attach_view(view, own[index.clamp(min=0)].expand(index.shape))
+
+    def note_moved(self, results: list[Tensor], step: int) -> None:
+        """Notes which results of a step hold entries of parameters alone."""
+        for i, x in enumerate(results):
+            if x in self.moved and x not in self._labels:
+                index = [(view.name, view.index) for view in self.moved[x]]
+                self._recording.moved_parameters.append(MovedParameter(step, i, index))
 
     def attach(self, parameter: Tensor, dim: int, vector: Tensor) -> None:
         """Says that slices of a parameter, also of one that was moved before, go with these channels; raises `Freeze`

@@ -17,6 +17,7 @@ from zerogate.groups.label_tensors import drop_expanded, varying_dims
 from zerogate.groups.labels import Labels
 from zerogate.groups.ops import OpSpec, spec_of
 from zerogate.groups.recording.shape_cache import ShapeCache
+from zerogate.groups.recording.sources import Source
 from zerogate.modules.copies import like
 from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 from zerogate.modules.run import Inputs
@@ -65,6 +66,8 @@ class Step:
     """Shape and labels of each result; `Recording.label_moved_parameters` fills in those of moved parameters."""
     node: str = ""
     """Where the model is an exported graph, the name of the node that ran it."""
+    sources: list[Source] = field(default_factory=list)
+    """Where each of its tensors came from."""
 
     def bound(self) -> Kwargs:
         """All arguments by name."""

@@ -19,8 +19,9 @@ from zerogate.groups.recording.factors import Factors
 from zerogate.groups.recording.memory import Memory
 from zerogate.groups.recording.module_calls import ModuleCalls
 from zerogate.groups.recording.parameters import ParameterTable
-from zerogate.groups.recording.record import MovedParameter, Recording, SliceConstraint, Step
+from zerogate.groups.recording.record import Recording, SliceConstraint, Step
 from zerogate.groups.recording.sheets import ask_on_sheets, lie_apart
+from zerogate.groups.recording.sources import Sources
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.rules.layers import record_macs
@@ -54,6 +55,7 @@ class Recorder:
         """Result → labels that stay if any op uses it, and why."""
         self.constants: TensorMap[Tensor | None] = self.tracer.tensor_map()
         """Results of factories, and what was made of them alone → the labels they have met."""
+        self._sources = Sources(model, tree_leaves(self.inputs), self.tracer.tensor_map())
         self._memory = Memory(self.recording.labels)
         self._modules = ModuleCalls(model, self.recording, self.tracer, self._labels)
         tensors = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
@@ -119,22 +121,22 @@ class Recorder:
         self._modules.add(module, args, kwargs)
         self._computed.entered(module, args, kwargs)
 
-    def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
-        pass
+    def before(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> None:
+        self._sources.before(tensors)
 
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         op = Op(self, func, args, kwargs, out, tensors)
         for x in op.tensors:
             self._parameters.note_read(x)
             self.labels_from_memory(x)
+            self.flush_deferred(x)
         entering = [labels for x in op.tensors for labels in self.sheets_of(x)]
         outputs = tensors_among(out)
-        for x in op.tensors:
-            self.flush_deferred(x)
         self._computed.visit(op)
         for x, own in zip(outputs, self._labels_of_results(op, bool(entering)), strict=True):
             self._set_sheets(op, x, own)
         self._follow_constants(op, outputs)
+        self._sources.after(outputs, None if op.spec.layout_only else len(self.recording.steps))
         if not op.spec.layout_only:
             self._add_step(op, entering, outputs)
 
@@ -275,9 +277,7 @@ class Recorder:
             entering,
             [(tuple(x.shape), self.sheets_of(x) if x in self._further else self._labels.get(x)) for x in outputs],
             self.tracer.node,
+            self._sources.read,
         )
         self.recording.steps.append(step)
-        for i, x in enumerate(outputs):
-            if x in self._parameters.moved and x not in self._labels:
-                index = [(v.name, v.index) for v in self._parameters.moved[x]]
-                self.recording.moved_parameters.append(MovedParameter(len(self.recording.steps) - 1, i, index))
+        self._parameters.note_moved(outputs, len(self.recording.steps) - 1)

@@ -41,8 +41,8 @@ class Listener(Protocol):
     def entered(self, module: str, args: Args, kwargs: Kwargs) -> None:
         """A module's forward begins."""
 
-    def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
-        """An op is about to run."""
+    def before(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> None:
+        """An op is about to run; ``tensors`` as the model holds them, with data or without."""
 
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         """An op has run."""
@@ -113,10 +113,10 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         if spec_of(func).composite:
             return self._by_parts(func, args, kwargs)
-        self.listener.before(func, args, kwargs)
         tensors = tensors_among(args)
         if kwargs:
             tensors += tensors_among(kwargs)
+        self.listener.before(func, args, kwargs, tensors)
         if not self.meta:
             self._check_own(tensors)
             out = func(*args, **kwargs)

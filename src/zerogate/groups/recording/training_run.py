@@ -126,7 +126,7 @@ class _Beside:
     def entered(self, module: str, args: Args, kwargs: Kwargs) -> None:
         """What modules are given shows in their ops."""
 
-    def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
+    def before(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> None:
         """Compares an op with the one that comes next in the record."""
         spec = spec_of(func)
         if not spec.layout_only:

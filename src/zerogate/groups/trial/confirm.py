@@ -7,16 +7,13 @@ forward takes its size from; or, where that leaves more units, as few stay as mu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
+from zerogate.groups.limits import MOST_RUNS_PASSED
 from zerogate.groups.trial.size_attributes import find_size_attribute
-from zerogate.groups.trial.sizes import labels_among
 from zerogate.groups.trial.smallest_loss import smallest_loss, units_by_kind
 from zerogate.groups.trial.ties import find_tie
-from zerogate.groups.trial.trial import Trial, random_kept
+from zerogate.groups.trial.trial import Trial
 from zerogate.structure import Structure
 
 
@@ -29,22 +26,23 @@ def confirm(trial: Trial, structure: Structure, multiple: int = 1) -> Structure:
         multiple: of groups of channels, multiples of it are kept.
     """
     trial.possible = units_by_kind(structure.groups)
-    passed = 0
+    passed, widths = 0, None
     generator = torch.Generator().manual_seed(0)
     while structure.units:
         trial.recording.label_moved_parameters()
-        kept = random_kept(structure, generator, multiple)
+        if widths is None:
+            passed, widths = 0, trial.widths(structure, multiple)
+        kept = widths.draw(generator, again=passed > 0)
         divergence = trial.run(structure, kept)
         while divergence is not None and (further := find_size_attribute(trial, structure, kept, divergence)):
             structure = trial.with_size_attributes(structure)
             divergence = None if further.step > len(trial.recording.steps) else further
         if divergence is None:
             passed += 1
-            # a number may be right by chance, where it could be that of another group
-            if passed > 1 or not _is_ambiguous(trial, structure, kept):
+            widths.settle(kept)
+            if not widths.undecided or passed >= MOST_RUNS_PASSED:
                 break
             continue
-        passed = 0
         loss = smallest_loss(trial, structure, kept, divergence)
         tied = find_tie(trial, structure, divergence, least=structure.units - loss.total)
         if tied is None:
@@ -52,27 +50,5 @@ def confirm(trial: Trial, structure: Structure, multiple: int = 1) -> Structure:
             tied = trial.find_units()
         trial.possible = {kind: n - loss.units.get(kind, 0) for kind, n in trial.possible.items()}
         trial.why_lost = trial.why_lost or loss.frozen[0][1]
-        structure = tied
+        structure, widths = tied, None
     return structure
-
-
-def _is_ambiguous(trial: Trial, structure: Structure, kept: Tensor) -> bool:
-    """Whether in any module that gives sizes as numbers two groups of one size keep equally many units."""
-    group = structure.group_of_unit
-    counts = torch.zeros(len(structure.groups), dtype=torch.int64).index_add_(0, group, kept.long()).tolist()
-    sizes = [(g.units, n) for g, n in zip(structure.groups, counts, strict=True)]
-    if not _repeats(sizes):
-        return False
-    groups_in: dict[str, set[int]] = {}
-    for step in trial.recording.steps:
-        if not step.spec.is_move or not trial.arguments.of(step):
-            continue
-        units = structure.unit_of[labels_among(step.entering)]
-        groups_in.setdefault(step.module, set()).update(group[units[units >= 0]].unique().tolist())
-    return any(_repeats([sizes[g] for g in groups]) for groups in groups_in.values())
-
-
-def _repeats(sizes: Sequence[tuple[int, int]]) -> bool:
-    """Whether two groups have the same size and keep the same number; those of up to two units have no choice."""
-    sizes = [size for size in sizes if size[0] > 2]
-    return len(set(sizes)) < len(sizes)

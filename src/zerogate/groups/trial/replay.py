@@ -3,7 +3,7 @@
 If every op of the smaller run is the recorded one, with the recorded scalars and the sizes that its labels promise, then
 every result is the matching part of the recorded result. The first op that is not shows what the forward takes from a
 written size: an attribute of a module, which is found and follows from then on, or something else, and then the channels
-of that op stay.
+of that op stay. The same op is one that also reads the same: parameters, inputs, and results of the same ops.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from zerogate.errors import first_line
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, bind, scalars_among, tensors_among
 from zerogate.groups.ops import Family, OpSpec, spec_of
 from zerogate.groups.recording.record import RecordedRun, Recording, ResultLabels, Step
+from zerogate.groups.recording.sources import Source, Sources
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.trial.size_arguments import SizeArguments, slice_starts
@@ -25,6 +27,11 @@ from zerogate.modules.internals import storage_key
 from zerogate.modules.run import Inputs, call
 
 _ANOTHER_WAY = "the forward takes another way"
+_NO_SIZES = frozenset(
+    """dim dim0 dim1 axis axis0 axis1 source destination start_dim end_dim value eps step stride padding dilation
+    output_padding upscale_factor downscale_factor""".split()
+)
+"""Arguments that are no sizes, also of ops that are given sizes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class OpCall:
     scalars: list[bool | int | float | str]
     shapes: list[torch.Size]
     """Of its tensors."""
+    sources: list[Source]
+    """Where these came from."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,8 @@ def replay(
     arguments: SizeArguments,
 ) -> Divergence | None:
     """Runs a smaller model, which is used up, beside the record of one run; returns where and why it leaves it, or None."""
-    run = _Replay(recording, recorded, sizes, arguments)
     inputs = recording.prepared(inputs)
+    run = _Replay(small, inputs, recording, recorded, sizes, arguments)
     try:
         with torch.inference_mode(), run.tracer:
             call(small, inputs)
@@ -80,8 +89,17 @@ class _Diverged(Exception):
 class _Replay:
     """A run that compares each op with the recorded one."""
 
-    def __init__(self, recording: Recording, recorded: RecordedRun, sizes: Sizes, arguments: SizeArguments) -> None:
+    def __init__(
+        self,
+        small: nn.Module,
+        inputs: Inputs,
+        recording: Recording,
+        recorded: RecordedRun,
+        sizes: Sizes,
+        arguments: SizeArguments,
+    ) -> None:
         self.tracer = Tracer(self, recording.meta, recording.shapes)
+        self._sources = Sources(small, tree_leaves(inputs), self.tracer.tensor_map())
         self.at = recorded.start
         """Number of the step that runs or comes next."""
         self.running = False
@@ -107,21 +125,27 @@ class _Replay:
     def current_call(self) -> OpCall:
         """What the op that ran last was given."""
         func, args, kwargs = self._current
-        return OpCall(func, scalars_among((args, kwargs)), [x.shape for x in tensors_among((args, kwargs))])
+        shapes = [x.shape for x in tensors_among((args, kwargs))]
+        return OpCall(func, scalars_among((args, kwargs)), shapes, self._sources.read)
 
     def entered(self, module: str, args: Args, kwargs: Kwargs) -> None:
         """What modules are given shows in their ops."""
 
-    def before(self, func: AtenOp, args: Args, kwargs: Kwargs) -> None:
-        """Compares an op with the one that comes next in the record."""
+    def before(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> None:
+        """Compares an op, and where its tensors come from, with the one that comes next in the record."""
+        if self.over:
+            return
+        self._sources.before(tensors)
         spec = spec_of(func)
-        if spec.layout_only or self.over:
+        if spec.layout_only:
             return
         self._current = func, args, kwargs
         if self.at == self.stop or spec.name != self._steps[self.at].name:
             # a slice that takes all there is does not run
             is_slice = self.at < self.stop and self._steps[self.at].spec.family is Family.SLICE
             raise _Diverged(_wrong_size(self._steps[self.at]) if is_slice else _ANOTHER_WAY)
+        if self._sources.read != self._steps[self.at].sources:
+            raise _Diverged(f"which tensors {spec.name} reads depends on a size")
         self.running = True
 
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
@@ -130,15 +154,18 @@ class _Replay:
             return
         spec = spec_of(func)
         if spec.layout_only:
+            self._sources.after(tensors_among(out), None)
             if isinstance(out, Tensor) and out is not args[0] and args[0] in self._even:
                 self._even[out] = self._even[args[0]]
             return
         self.running = False
         step = self._steps[self.at]
         even = self._stays_even(func, spec, args, kwargs, tensors)
-        for x, (full, labels) in zip(tensors_among(out), step.outs, strict=True):
+        results = tensors_among(out)
+        for x, (full, labels) in zip(results, step.outs, strict=True):
             self._check_shape(step, x, full, labels, even, args)
         self._check_numbers(step, func, args, kwargs)
+        self._sources.after(results, self.at)
         self.at += 1
 
     def _check_shape(
@@ -160,10 +187,15 @@ class _Replay:
         if step.spec.family is Family.FACTORY:
             if step.bound().get("fill_value") != bind(func, args, kwargs).get("fill_value"):
                 raise _Diverged(f"{step.name} with a number that depends on the size")
-        elif not step.spec.only_sizes:
-            if step.module not in self._norms and step.scalars != scalars_among((args, kwargs)):
+            return
+        if step.module not in self._norms and step.scalars != scalars_among((args, kwargs)):
+            own, now = step.bound(), bind(func, args, kwargs)
+            compared = _NO_SIZES & own.keys() if step.spec.only_sizes else own.keys()
+            if any(scalars_among(own.get(name)) != scalars_among(now.get(name)) for name in compared):
                 raise _Diverged(f"{step.name} with a number that depends on the size")
-        elif step.spec.start:
+        if not step.spec.only_sizes:
+            return
+        if step.spec.start:
             bound = bind(func, args, kwargs)
             for argument, rows in slice_starts(step, step.bound()):
                 if bound.get(argument) not in (self._sizes.count(rows), None):

@@ -15,7 +15,7 @@ from zerogate.groups.trial.candidates import attributes_equal_to, modules_near
 from zerogate.groups.trial.replay import Divergence
 from zerogate.groups.trial.size_attributes import find_size_attribute, steps_alike
 from zerogate.groups.trial.sizes import labels_among
-from zerogate.groups.trial.trial import Trial, random_kept
+from zerogate.groups.trial.trial import Trial
 from zerogate.modules.held_numbers import Entry
 from zerogate.structure import Structure
 
@@ -71,8 +71,9 @@ def _try(trial: Trial, step: Step, divergence: Divergence, least: int) -> Struct
     labels = labels_among(step.entering, [results for _, results in step.outs])
     if tied.units < max(least, 1) or not (tied.unit_of[labels] >= 0).any():
         return None
+    widths = trial.widths(tied)
     for seed in SEEDS_OF_A_TIE:
-        kept = random_kept(tied, torch.Generator().manual_seed(seed))
+        kept = widths.draw(torch.Generator().manual_seed(seed))
         further = trial.run(tied, kept)
         if further is None or further.step >= divergence.step:
             break

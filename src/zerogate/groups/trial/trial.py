@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from zerogate.cutting.cut import cut
@@ -14,8 +13,10 @@ from zerogate.cutting.plan import make_plan
 from zerogate.groups.recording.record import Recording
 from zerogate.groups.recording.training_run import in_training_mode
 from zerogate.groups.trial.replay import Divergence, replay
+from zerogate.groups.trial.scopes import Scopes
 from zerogate.groups.trial.size_arguments import SizeArguments
 from zerogate.groups.trial.sizes import LabelVectors, Sizes
+from zerogate.groups.trial.widths import Widths
 from zerogate.groups.units import UnitFilter, find_units, size_attributes_of
 from zerogate.modules.copies import quick_copy
 from zerogate.modules.index import modules_by_name, named_tensors
@@ -57,6 +58,10 @@ class Trial:
     def _vectors(self) -> LabelVectors:
         return LabelVectors(self.recording.steps)
 
+    @cached_property
+    def _scopes(self) -> Scopes:
+        return Scopes(self.recording, self.arguments)
+
     def sizes(self, structure: Structure, kept: Tensor) -> Sizes:
         """The sizes that a copy with these units, bool [units], must have."""
         return Sizes((structure.unit_of < 0) | kept[structure.unit_of], self._vectors)
@@ -81,6 +86,10 @@ class Trial:
         """The units, after labels have been tied or frozen."""
         return find_units(self.recording, self.allowed)
 
+    def widths(self, structure: Structure, multiple: int = 1) -> Widths:
+        """What runs of a copy of that structure keep; see `Widths`."""
+        return Widths(structure, self._scopes, multiple)
+
     def with_size_attributes(self, structure: Structure) -> Structure:
         """The structure with the size attributes that are known by now."""
         return replace(structure, size_attributes=size_attributes_of(self.recording, structure.unit_of))
@@ -104,25 +113,3 @@ class _Cutter:
         if not same:
             self._axes, self._kept, self._keep, self._sliced = structure.axes, kept, plan.keep, {}
         return cut(copy, plan, self._sliced)
-
-
-def random_kept(structure: Structure, generator: torch.Generator, multiple: int = 1) -> Tensor:
-    """A random non-empty subset of every group that can shrink, bool [units].
-
-    Groups of equal size get different counts, so that a size found by value cannot belong to the wrong group: n/2, n/2 + 1,
-    n/2 − 1, … of n units. Of channels, a multiple of ``multiple`` is kept where that is not all of them.
-    """
-    kept = torch.ones(structure.units, dtype=torch.bool)
-    turns: dict[int, int] = {}  # size → number of the last group of that size
-    for group in structure.groups:
-        n = group.units
-        if n > 1 and group.slice.start not in structure.inputs:  # selecting inputs is an op more
-            turn = turns[n] = turns.get(n, -1) + 1
-            turn %= n - 1
-            count = (n + (turn + 1 if turn % 2 else -turn)) // 2
-            if multiple > 1 and group.kind == "channel":
-                count = -(-count // multiple) * multiple
-                count = min(count, max((n - 1) // multiple * multiple, multiple if n > multiple else n))
-            kept[group.slice] = False
-            kept[group.slice.start + torch.randperm(n, generator=generator)[:count]] = True
-    return kept
