@@ -41,9 +41,9 @@ def test_a_run_that_follows_its_labels_is_followed_to_the_end() -> None:
         (
             lambda x: (y := x.relu()).abs() + (x if x.shape[1] == 8 else y),
             "add",
-            "which tensors add reads depends on a size",
+            "what add reads depends on a size",
         ),
-        (lambda x: x * torch.tensor(x.shape[1] ** -0.5), "mul", "which tensors mul reads depends on a size"),
+        (lambda x: x * torch.tensor(x.shape[1] ** -0.5), "detach_", "reads depends on a size"),
         (lambda x: x.view(2, 2, -1).transpose(0, int(x.shape[1] == 8)).flatten(0, 1), "transpose", "with a number"),
         (lambda x: x.masked_fill(x > 0, x.shape[1] / 8), "masked_fill", "masked_fill with a number"),
     ],

@@ -92,11 +92,13 @@ class Blocks(nn.Module):
         super().__init__()
         self.stem, self.head = nn.Linear(3, width), nn.Linear(width, 2)
         self.blocks = nn.ModuleList(kind(width, heads) for _ in range(blocks))
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for block in self.blocks:
             x = x + block(x)
+        x = x + self.down(self.up(x).relu())
         return self.head(x.mean(1))
 
 
@@ -122,15 +124,14 @@ class NonLocal(nn.Module):
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.stem, self.q, self.k = nn.Linear(3, c), nn.Linear(c, 4), nn.Linear(c, 4)
-        self.v, self.norm, self.head = nn.Linear(c, c), nn.GroupNorm(c // 2, c), nn.Linear(c, 2)
+        self.q, self.k, self.v = nn.Linear(c, 4), nn.Linear(c, 4), nn.Linear(c, c)
+        self.norm, self.out = nn.GroupNorm(c // 2, c), nn.Linear(c, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
         b, n, c = x.shape
         a = torch.softmax(self.q(x) @ self.k(x).transpose(1, 2), -1)
         y = self.norm(self.v(x).transpose(1, 2)) @ a.transpose(1, 2)
-        return self.head(y.view(b, c, n).mean(-1))
+        return self.out(y.reshape(b, c, n).mean(-1))
 
 
 class Halves(nn.Module):
@@ -160,8 +161,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "quotient": lambda: Blocks(Quotient, 16, 4, 1),
     "quotient of two heads": lambda: Blocks(Quotient, 12, 2, 2),
     "one number for all": lambda: Passed(8, 2, 3),
-    "units of two channels": lambda: NonLocal(8),
-    "many units of two channels": lambda: NonLocal(32),
+    "units of two channels": lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), NonLocal(8), nn.Linear(6, 2)),
+    "many units of two channels": lambda: nn.Sequential(nn.Linear(3, 32), nn.ReLU(), NonLocal(32), nn.Linear(6, 2)),
     "halves": lambda: Halves(16),
 }
 

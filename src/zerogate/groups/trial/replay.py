@@ -8,7 +8,7 @@ of that op stay. The same op is one that also reads the same: parameters, inputs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class OpCall:
     scalars: list[bool | int | float | str]
     shapes: list[torch.Size]
     """Of its tensors."""
-    sources: list[Source]
+    sources: list[Source] = field(default_factory=list)
     """Where these came from."""
 
 
@@ -145,7 +145,7 @@ class _Replay:
             is_slice = self.at < self.stop and self._steps[self.at].spec.family is Family.SLICE
             raise _Diverged(_wrong_size(self._steps[self.at]) if is_slice else _ANOTHER_WAY)
         if self._sources.read != self._steps[self.at].sources:
-            raise _Diverged(f"which tensors {spec.name} reads depends on a size")
+            raise _Diverged(f"what {spec.name} reads depends on a size")
         self.running = True
 
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:

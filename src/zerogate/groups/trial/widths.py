@@ -180,6 +180,8 @@ class Widths:
     def _seen_together(self, scopes: Tensor) -> Tensor:
         """Which pairs lie in one of these scopes, bool [scopes], and one of the two in its own code; of a width and a
         multiple of it, the other must be at hand, too, since the factor is written there."""
+        if not scopes.any():
+            return torch.zeros(self._pairs.shape[1], dtype=torch.bool)
         own, nearby, anywhere = self._seen[:, scopes].cumsum(0).clamp(max=1)[:, :, self._pairs].unbind(0)
         far, near = ((own * other.flip(1)).amax((0, 1)) > 0 for other in (anywhere, nearby))
         return torch.where(self._factor == 1, far, near)
