@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from zerogate.errors import ZerogateError
 from zerogate.masking.forward import GatedForward
+from zerogate.masking.replicas import begin_replica, check_gated_replica
 from zerogate.modules.computed_weights import LayerWeights
-from zerogate.modules.internals import MODULE_CALL, frames_above
+from zerogate.modules.internals import MODULE_CALL, frames_above, is_replica
 
 Owned = tuple[nn.Module, str]
 """A module and the attribute by which it holds a weight."""
@@ -42,6 +43,9 @@ class Begin:
 
     def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         forward = self.forward
+        if is_replica(module):
+            begin_replica(forward, module)
+            return
         if forward.depth:
             if _calls_itself(module):
                 forward.depth += 1
@@ -69,6 +73,8 @@ class End:
     forward: GatedForward
 
     def __call__(self, module: nn.Module, args: object, output: object) -> None:
+        if is_replica(module):  # used once
+            return
         self.forward.depth = max(0, self.forward.depth - 1)
         if not self.forward.depth:
             self.forward.forget()
@@ -89,6 +95,9 @@ class Shadow:
     calls: list[list[Owned]]
 
     def __call__(self, module: nn.Module, args: object) -> None:
+        if is_replica(module):
+            check_gated_replica(module)
+            return
         shadowed: list[Owned] = []
         if not self.forward.multiplies_activations:
             for owner, attribute, number in self.weights:
@@ -105,7 +114,7 @@ class Unshadow:
     calls: list[list[Owned]]
 
     def __call__(self, module: nn.Module, args: object, output: object) -> None:
-        for owner, attribute in self.calls.pop() if self.calls else ():
+        for owner, attribute in self.calls.pop() if self.calls and not is_replica(module) else ():
             owner.__dict__.pop(attribute, None)
 
 

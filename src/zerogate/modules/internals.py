@@ -45,6 +45,17 @@ def pre_hooks_of(module: nn.Module) -> dict[int, Any]:
     return module._forward_pre_hooks
 
 
+def is_replica(module: nn.Module) -> bool:
+    """Whether a module is one of the copies that `nn.DataParallel` makes for one forward."""
+    return bool(getattr(module, "_is_replica", False))
+
+
+def replica_parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    """What a replica holds in the place of its parameters, by attribute, as it was made."""
+    found: dict[str, Tensor] = module._former_parameters  # type: ignore[assignment]
+    return found
+
+
 MODULE_CALL: CodeType = nn.Module._call_impl.__code__
 """The code that runs when a module is called: in a stack of frames, one frame for each call that is under way."""
 
