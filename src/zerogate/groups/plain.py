@@ -39,7 +39,9 @@ def plain_layers(model: nn.Module, recording: Recording, exclude: Collection[str
 
 
 def _refuse(recording: Recording, layer: PlainLayer, where: str) -> None:
-    reason = f"{where}, in a module that does more than to run one layer with it; exclude it"
+    reason = (
+        f"{where}, in a module that does more than to run one layer with it; put a layer that holds it in its place"
+    )
     recording.unfollowed[layer.source] = reason
 
 

@@ -120,7 +120,7 @@ class Attachment:
                     f"{outside.host or 'the root'}; exclude it with exclude=[{outside.layer!r}]"
                 )
             layer = self.model.get_submodule(calls[0].layer)
-            if not _only_multiplies(layer):
+            if calls[0].layer not in self._structure.plain and not _only_multiplies(layer):
                 raise ZerogateError(
                     f"per_example gates multiply what {calls[0].layer or 'the root'} is called with, but its forward, of a "
                     f"{type(layer).__name__}, may read {placement.weight} with something else; exclude it with "

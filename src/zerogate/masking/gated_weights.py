@@ -76,7 +76,8 @@ class GatedWeights:
         weights = self._forward.multiplied(logits)
         products = self._forward.masked_weights((logits > 0).to(logits.dtype), weights)
         own = [i for i, name in enumerate(self._layout.names) if name not in self._layout.computed]
-        foreach_copy_([weights[i] for i in own], [products[i] for i in own])
+        if own:
+            foreach_copy_([weights[i] for i in own], [products[i] for i in own])
 
     def units_of(self, mask: Mask) -> Tensor:
         """The units of which a mask keeps any entry, bool [units].
