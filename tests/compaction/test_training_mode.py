@@ -229,3 +229,29 @@ def test_what_a_dead_group_counts_does_not_matter() -> None:
     assert difference_in_training(sparse, [torch.randn(X, dtype=torch.float64)]) <= 1e-10
     in_use = sparse.cost_model.in_use(sparse.is_open())
     assert sparse.is_open().any() and not in_use.any()
+
+
+class Chaotic(nn.Module):
+    """In training mode it makes much of a rounding, as batch statistics of two examples do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 97), nn.Linear(97, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x))
+        for _ in range(6 if self.training else 0):
+            y = (1000 * y).sin()
+        return y
+
+
+def test_a_network_that_enlarges_roundings_is_not_judged_by_them() -> None:
+    torch.manual_seed(0)
+    model, x = Chaotic().double(), torch.randn(4, 3, dtype=torch.float64)
+    plain = nn.Sequential(OrderedDict(a=nn.Linear(3, 97), b=nn.Linear(97, 2)))
+    structure = structure_of(plain, x.float(), trains_apart=True)
+    with torch.no_grad():
+        model.b.weight[:, ::2] = 0
+    deployed = deployed_of(model, x, torch.arange(97) % 2 > 0, structure)
+    assert compare_in_training(deployed, deployed.plan(), True) is None
+    assert verify(deployed, deployed.plan()) <= 1e-10
