@@ -266,3 +266,33 @@ class Seq2Seq(nn.Module):
 def test_the_stream_of_torch_s_own_transformer(tmp_path: Path) -> None:
     # two layers' inner widths of 24, the stream, and the heads of three attentions
     assert check(Seq2Seq, torch.randn(2, 5, 6), tmp_path, macs=False) == {"channel": 2 * 24 + 16, "head": 12}
+
+
+class Pool(nn.Module):
+    """Pools a feature map by one query, through torch's function with weights of its own, as CLIP's ResNets do."""
+
+    def __init__(self, check: str, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(width, n) for n in (width, width, width, 8))
+        self.width, self.heads, self.check = width, heads, check
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).permute(2, 0, 1)
+        x = torch.cat([x.mean(0, keepdim=True), x])
+        return F.multi_head_attention_forward(
+            x[:1], x, x, x.shape[-1] if self.check == "shape" else self.width, self.heads,
+            None, torch.cat([self.q.bias, self.k.bias, self.v.bias]), None, None, False, 0.0,
+            self.o.weight, self.o.bias, training=self.training, need_weights=self.check == "weights",
+            use_separate_proj_weight=True,
+            q_proj_weight=self.q.weight, k_proj_weight=self.k.weight, v_proj_weight=self.v.weight,
+        )[0][0]  # fmt: skip
+
+
+@pytest.mark.parametrize("check_by", ["shape", "attribute", "weights"])
+def test_torch_s_attention_as_a_function_ties_the_stream_to_its_heads(check_by: str, tmp_path: Path) -> None:
+    """It insists on heads that fill the width of what comes in."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 10, 3), nn.ReLU(), nn.Conv2d(10, 12, 3), Pool(check_by), nn.Linear(8, 3))
+
+    assert check(make, torch.randn(2, 3, 7, 7), tmp_path, macs=False) == {"channel": 10 + 8, "head": 3}

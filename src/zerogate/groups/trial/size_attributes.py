@@ -162,11 +162,16 @@ class _AttributeSearch:
         if len(attempts) == 1 and further.step > self._divergence.step:
             return further
         self._recording.size_attributes = dict(self._before_all)
-        same_call = further.call == self._divergence.call is not None
-        if len(attempts) == 1 or (further.step == self._divergence.step and same_call):
+        if len(attempts) == 1 or self._is_the_same(further):
             return None
         half = (len(attempts) + 1) // 2
         return self._bisect(attempts[:half]) or self._bisect(attempts[half:])
+
+    def _is_the_same(self, further: Divergence) -> bool:
+        """Whether a run diverged as if nothing had been set: an op was given the same, or the same error raised."""
+        was = self._divergence
+        same = further.call == was.call if was.call is not None else further.reason == was.reason
+        return same and further.step == was.step and (further.call is None) is (was.call is None)
 
     def _try(self, numbers: Sequence[int]) -> Divergence:
         """Where the run diverges with these candidates, which are in force from then on and no others; past all steps, if it

@@ -77,9 +77,13 @@ def _try(trial: Trial, step: Step, divergence: Divergence, least: int) -> Struct
         further = trial.run(tied, kept)
         if further is None or further.step >= divergence.step:
             break
-    if further is not None and further.step == divergence.step:
-        trial.in_vain.discard((step.place, step.name))
-        further = find_size_attribute(trial, tied, kept, further) or further
+    while further is not None and further.step <= divergence.step:
+        at = trial.recording.steps[further.step]
+        trial.in_vain.discard((at.place, at.name))
+        found = find_size_attribute(trial, tied, kept, further)
+        if found is None:
+            break
+        tied, further = trial.with_size_attributes(tied), found
     if further is None or further.step > divergence.step:
         return trial.with_size_attributes(tied)
     return None
