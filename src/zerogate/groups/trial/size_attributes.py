@@ -162,16 +162,19 @@ class _AttributeSearch:
         if len(attempts) == 1 and further.step > self._divergence.step:
             return further
         self._recording.size_attributes = dict(self._before_all)
-        if len(attempts) == 1 or self._is_the_same(further):
+        if len(attempts) == 1 or self._is_the_same(further, numbers):
             return None
         half = (len(attempts) + 1) // 2
         return self._bisect(attempts[:half]) or self._bisect(attempts[half:])
 
-    def _is_the_same(self, further: Divergence) -> bool:
-        """Whether a run diverged as if nothing had been set: an op was given the same, or the same error raised."""
+    def _is_the_same(self, further: Divergence, numbers: Sequence[int]) -> bool:
+        """Whether a run with these candidates diverged as if nothing had been set: an op was given the same, or the same
+        error was raised, which need not state what was compared, and each attribute was tried in a single way."""
         was = self._divergence
-        same = further.call == was.call if was.call is not None else further.reason == was.reason
-        return same and further.step == was.step and (further.call is None) is (was.call is None)
+        if further.step != was.step or (further.call is None) is not (was.call is None):
+            return False
+        once = len({self._candidates[number].place for number in numbers}) == len(numbers)
+        return further.call == was.call if was.call is not None else once and further.reason == was.reason
 
     def _try(self, numbers: Sequence[int]) -> Divergence:
         """Where the run diverges with these candidates, which are in force from then on and no others; past all steps, if it
