@@ -197,7 +197,7 @@ class Sparsified(nn.Module):
 
         The gated model stays as it is. Training mode is that of the model. Before it is returned, the module is
         compared with the gated one in float64 on the example inputs (in its own precision, to 1e-4, where the model has
-        kernels that do not know float64).
+        kernels that do not know float64); in training mode, too, if the model does other things there.
 
         Args:
             optimizer: its state goes over to the new module, in place: it holds the new module's parameters instead of
