@@ -26,6 +26,20 @@ class Computed(nn.Conv2d):
         return F.conv2d(x, self.function(self), self.bias, padding=self.padding)
 
 
+class QuantisedByChannel(nn.Conv2d):
+    """A scale and a zero point for each filter."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.register_buffer("scale", torch.rand(outputs) * 0.02 + 0.01)
+        self.register_buffer("zero_point", torch.zeros(outputs, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        quantise = torch.fake_quantize_per_channel_affine
+        weight = quantise(self.weight, self.scale, self.zero_point, 0, -128, 127)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
 class MaskedInPlace(nn.Conv2d):
     """As PixelCNN masks its kernels."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import zerogate as zg
-from computed_layers import LAYERS, NORMED, PLAIN, SLICED, Network
+from computed_layers import LAYERS, NORMED, PLAIN, SLICED, Network, QuantisedByChannel
 from support import close_randomly, count_macs, relative
 
 SHAPE = (2, 2, 6, 6)
@@ -134,3 +134,19 @@ def test_optimizers_and_averages_go_on(make: Make) -> None:
     optimizer.step()
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in small.parameters()}
     assert ema.module(x).shape == small(x).shape
+
+
+@pytest.mark.parametrize("unit", ["channel", "weight"])
+def test_scales_of_channels_are_sliced(unit: str) -> None:
+    """Fake quantisation by channel knows nothing but float32."""
+    torch.manual_seed(0)
+    model, x = Network(QuantisedByChannel), torch.randn(SHAPE)
+    sparse = zg.sparsify(model, x, unit=unit)  # type: ignore[arg-type]
+    close_randomly(sparse, torch.Generator().manual_seed(1), "share")
+    small = sparse.compact().eval()
+    with torch.no_grad():
+        assert relative(model.eval()(x), small(x)) < 1e-5
+    assert isinstance(small.inner, QuantisedByChannel)
+    if unit == "channel":
+        assert sparse.cost().params == sum(p.numel() for p in small.parameters())
+        assert len(small.inner.scale) == len(small.inner.zero_point) == len(small.inner.weight) < 8

@@ -35,6 +35,8 @@ def follow_views(op: Op) -> list[list[View]] | None:
     outs = op.results
     if op.name in ("_weight_norm", "_weight_norm_interface"):
         return _normed(op)
+    if op.name.removeprefix("_").startswith("fake_quantize_per_") and len(outs) == 2:
+        return _quantised(op)
     is_computed = op.spec.pointwise or op.name.startswith("masked_fill")
     if op.spec.family is Family.IDENTITY or is_computed:
         every = [v for x in op.tensors for v in op.views(x, integers=is_computed)]
@@ -110,6 +112,21 @@ def _keeps_zero(op: Op, name: str) -> bool:
         if not isinstance(out, Tensor) or bool(out != 0):
             return False
     return True
+
+
+def _quantised(op: Op) -> list[list[View]]:
+    """Fake quantisation with the mask that its gradient takes: zero is on the grid, and a scale for each channel is sliced
+    with these."""
+    shape = op.results[0].shape
+    views = [replace(view, changed=True) for view in op.views(op.args[0])]
+    axis = op.bound.get("axis")
+    along = [n if d == axis else 1 for d, n in enumerate(shape)]
+    for x in op.args[1:3] if axis is not None else ():
+        views += [
+            View(v.name, tuple(i.reshape(along).expand(shape) for i in v.index), True, False)
+            for v in op.views(x, integers=True)
+        ]
+    return [views, views]
 
 
 def _normed(op: Op) -> list[list[View]]:
