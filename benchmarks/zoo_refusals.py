@@ -76,7 +76,7 @@ KINDS = (
     ),
     Kind(
         "a layer whose weight is computed, not a parameter",
-        r"a layer whose weight is computed|an operand that is computed|weight normalisation|"
+        r"a layer whose weight is computed|a weight that is computed|an operand that is computed|weight normalisation|"
         r"linear with a weight that is not|_grouped_mm of something",
         "The layer does not read a parameter but what the forward computes from others, in a way that zerogate cannot cut.",
         "Weight norm, spectral norm, standardised weights and masks of torch and of common libraries are followed; for "

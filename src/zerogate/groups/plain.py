@@ -40,7 +40,8 @@ def plain_layers(model: nn.Module, recording: Recording, exclude: Collection[str
 
 def _refuse(recording: Recording, layer: PlainLayer, where: str) -> None:
     reason = (
-        f"{where}, in a module that does more than to run one layer with it; put a layer that holds it in its place"
+        f"{where}, in a module that, run by itself, gives something else than one layer with this weight would; put a "
+        "layer that holds the weight in its place"
     )
     recording.unfollowed[layer.source] = reason
 
