@@ -16,6 +16,7 @@ from zerogate.groups.arguments import Args, AtenOp, Kwargs, Place, bind, scalars
 from zerogate.groups.label_tensors import drop_expanded, varying_dims
 from zerogate.groups.labels import Labels
 from zerogate.groups.ops import OpSpec, spec_of
+from zerogate.groups.recording.decisions import Decision
 from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.groups.recording.sources import Source
 from zerogate.modules.copies import like
@@ -68,6 +69,8 @@ class Step:
     """Where the model is an exported graph, the name of the node that ran it."""
     sources: list[Source] = field(default_factory=list)
     """Where each of its tensors came from."""
+    decision: Decision | None = None
+    """In a run with data, what it has decided by numbers."""
 
     def bound(self) -> Kwargs:
         """All arguments by name."""

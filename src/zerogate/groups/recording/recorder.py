@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from zerogate.errors import first_line
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, tensors_among, without_tensors
 from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.label_tensors import Sheets, collapse, drop_expanded, no_labels, varying_dims
 from zerogate.groups.ops import Family
 from zerogate.groups.recording.computed_layers import ComputedLayers
+from zerogate.groups.recording.decisions import decision_of
 from zerogate.groups.recording.factors import Factors
 from zerogate.groups.recording.memory import Memory
 from zerogate.groups.recording.module_calls import ModuleCalls
@@ -124,6 +124,9 @@ class Recorder:
     def before(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> None:
         self._sources.before(tensors)
 
+    def decided(self, func: AtenOp, out: object) -> object:
+        return out
+
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         op = Op(self, func, args, kwargs, out, tensors)
         for x in op.tensors:
@@ -197,8 +200,10 @@ class Recorder:
                 record_macs(op)
         except UnknownValue:
             raise
-        except Exception as error:  # arguments of a kind that the rule does not know
-            self._freeze_all(op, f"{op.name} cannot be followed ({type(error).__name__}: {first_line(error)})")
+        except Exception:  # arguments of a kind that the rule does not know
+            empty = any(0 in x.shape for x in op.tensors)
+            form = "of nothing: the example inputs leave it without entries" if empty else "in a form that has no rule"
+            self._freeze_all(op, f"{op.name} {form}")
         return None
 
     def _freeze_all(self, op: Op, reason: str) -> None:
@@ -279,5 +284,7 @@ class Recorder:
             self.tracer.node,
             self._sources.read,
         )
+        if not self.recording.meta:
+            step.decision = decision_of(op.tensors, op.out, [x for x in outputs if x in self._labels])
         self.recording.steps.append(step)
         self._parameters.note_moved(outputs, len(self.recording.steps) - 1)

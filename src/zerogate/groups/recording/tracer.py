@@ -47,6 +47,9 @@ class Listener(Protocol):
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         """An op has run."""
 
+    def decided(self, func: AtenOp, out: object) -> object:
+        """In a run with data, what the run goes on with in place of what an op has returned; mostly the same."""
+
 
 class Tracer(TorchDispatchMode):
     """While it is entered, tells a listener of every op that a model runs.
@@ -119,7 +122,7 @@ class Tracer(TorchDispatchMode):
         self.listener.before(func, args, kwargs, tensors)
         if not self.meta:
             self._check_own(tensors)
-            out = func(*args, **kwargs)
+            out = self.listener.decided(func, func(*args, **kwargs))
         else:
             if any(not x.is_meta for x in tensors):
                 self._check_own(tensors)

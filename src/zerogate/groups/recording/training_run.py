@@ -134,6 +134,10 @@ class _Beside:
             if step is None or spec.name != step.name or self.tracer.module != step.module:
                 raise _Differs
 
+    def decided(self, func: AtenOp, out: object) -> object:
+        """Nothing is decided for it."""
+        return out
+
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         """Compares what the op was given and has returned."""
         spec = spec_of(func)

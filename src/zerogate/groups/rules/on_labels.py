@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerogate.errors import first_line
 from zerogate.groups.arguments import Args, Kwargs, map_arguments
 from zerogate.groups.label_tensors import collapse, no_labels, varying_dims
 from zerogate.groups.ops import Family
@@ -42,7 +41,7 @@ def call(op: Op, args: Args, kwargs: Kwargs) -> Any:
         return func(*args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:
         if op.name != "view":  # labels expanded by stride 0 cannot always be viewed; a copy can
-            raise Freeze(f"{op.name} cannot be followed ({first_line(error)})") from error
+            raise Freeze(f"{op.name} in a form that has no rule") from error
         return args[0].reshape(op.out.shape)
 
 

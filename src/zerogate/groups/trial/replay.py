@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from zerogate.errors import first_line
 from zerogate.groups.arguments import Args, AtenOp, Kwargs, bind, scalars_among, tensors_among
 from zerogate.groups.ops import Family, OpSpec, spec_of
+from zerogate.groups.recording.decisions import decided_as
 from zerogate.groups.recording.record import RecordedRun, Recording, ResultLabels, Step
 from zerogate.groups.recording.sources import Source, Sources
 from zerogate.groups.recording.tensor_maps import TensorMap
@@ -147,6 +148,11 @@ class _Replay:
         if self._sources.read != self._steps[self.at].sources:
             raise _Diverged(f"what {spec.name} reads depends on a size")
         self.running = True
+
+    def decided(self, func: AtenOp, out: object) -> object:
+        """What the recorded run went on with, where that was decided by numbers."""
+        step = None if self.over or spec_of(func).layout_only else self._steps[self.at]
+        return out if step is None or step.decision is None else decided_as(step.decision, out)
 
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         """Compares what an op was given and has returned with the record."""
