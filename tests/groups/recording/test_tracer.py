@@ -31,6 +31,9 @@ class Heard:
     def before(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> None:
         self.before_ops.append(func.overloadpacket.__name__)
 
+    def decided(self, func: AtenOp, out: object) -> object:
+        return out
+
     def visit(self, func: AtenOp, args: Args, kwargs: Kwargs, tensors: list[Tensor], out: object) -> None:
         self.after_ops.append((func.overloadpacket.__name__, len(tensors)))
 
