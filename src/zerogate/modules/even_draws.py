@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zerogate.modules.internals import schema_of
+
 Op = Any
 """A `torch.ops.aten` overload."""
 
@@ -34,13 +36,13 @@ class EvenDraws(TorchDispatchMode):
 def _bernoulli(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The probability of a one, in place of ones and zeros."""
     probability = _bound(func, args, kwargs).get("p", args[0])
-    out = args[0] if func._schema.is_mutable else torch.empty_like(args[0])
+    out = args[0] if schema_of(func).is_mutable else torch.empty_like(args[0])
     return out.copy_(probability) if isinstance(probability, Tensor) else out.fill_(probability)
 
 
 def _bound(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by name, with their defaults."""
-    arguments = func._schema.arguments
+    arguments = schema_of(func).arguments
     defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
     return defaults | dict(zip([a.name for a in arguments], args, strict=False)) | kwargs
 
@@ -48,12 +50,12 @@ def _bound(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
 def _dropped(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What enters, of ops that return it and a mask or it alone."""
     kept = args[0].clone()
-    return kept if len(func._schema.returns) == 1 else (kept, torch.ones_like(kept, dtype=torch.bool))
+    return kept if len(schema_of(func).returns) == 1 else (kept, torch.ones_like(kept, dtype=torch.bool))
 
 
 def _without_dropout(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The op with a probability of 0 that anything is dropped."""
-    names = [argument.name for argument in func._schema.arguments]
+    names = [argument.name for argument in schema_of(func).arguments]
     bound = dict(zip(names, args, strict=False)) | kwargs
     bound |= {name: 0.0 for name in ("dropout", "dropout_p") if name in bound}  # 0 is the default of both
     return func(*[bound.pop(name) for name in names[: len(args)]], **bound)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
@@ -48,6 +49,10 @@ class Listener(Protocol):
         """Called where a module's forward begins."""
 
 
+def _nobody() -> None:
+    """Where nobody listens."""
+
+
 class GraphModel(nn.Module):
     """The graph with a model's tensors.
 
@@ -58,7 +63,7 @@ class GraphModel(nn.Module):
     def __init__(self, program: Program, model: nn.Module) -> None:
         super().__init__()
         self._program = program
-        self.listener: Listener | None = None
+        self._listener: Callable[[], Listener | None] = _nobody
         memo: dict[int, nn.Module] = {id(model): self}
         _mirror(model, self, memo)
         for name, tensor in _constants(program, program.constants, nullcontext()).items():
@@ -71,6 +76,15 @@ class GraphModel(nn.Module):
             if numbers := integers(node):
                 setattr(self.get_submodule(ARGUMENTS), attribute_of(node), tuple(n.value for n in numbers))
         self.eval()
+
+    @property
+    def listener(self) -> Listener | None:
+        """Who is told where the graph is; the model does not hold it, whose tensors are none of its own."""
+        return self._listener()
+
+    @listener.setter
+    def listener(self, listener: Listener) -> None:
+        self._listener = weakref.ref(listener)
 
     @property
     def nodes(self) -> list[fx.Node]:
