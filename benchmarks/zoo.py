@@ -37,6 +37,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,10 @@ class Record:
         rows = self.in_order()
         record = {"summary": rounded(summarise(rows)), "rows": rows, "command": command}
         record |= origin(*packages, "torch-pruning", "torch-kirigami", folders=[str(FOLDER)])
-        commits = {each for row in rows for each in row["done"].values()}
-        if commits != {record["commit"]}:
-            record["note"] = f"Not all jobs were run at one commit: each row names its own ({len(commits)} in all)."
+        commits = Counter(each for row in rows for each in row["done"].values())
+        record["commit"] = commits.most_common(1)[0][0]
+        if len(commits) > 1:
+            record["note"] = f"Recorded in several runs, at {len(commits)} commits; each row names its own in the file."
         _write(self.path, record)
         _write(RESULTS / "refusals.json", sorted_refusals(rows))
 

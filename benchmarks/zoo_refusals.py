@@ -44,7 +44,7 @@ KINDS = (
     Kind(
         "OP over channels",
         r"\w+ over (all )?channels|a norm over channels|\w+ over places that hold different channels|"
-        r"cosine_similarity over|softmax over|\w+ over channels with",
+        r"cosine_similarity over|.* over (all )?channels|softmax over|\w+ over channels with",
         "The operation mixes the channels into each number that it makes (a softmax, a maximum, a norm, a convolution that "
         "runs along them). With a channel less, all the others would change.",
         "Where it is a norm: one of torch (`nn.LayerNorm`, `nn.RMSNorm`, `nn.GroupNorm`) in place of your own; these are "
@@ -70,7 +70,7 @@ KINDS = (
     ),
     Kind(
         "the forward depends on its size",
-        r"the forward depends on its size|the forward takes another way",
+        r"the forward depends on its size|the forward takes another way|the network does not run",
         "The forward asks how many channels there are and does something else, or stops, where there are fewer.",
         "Remove the question, or the assertion, from the forward where it does not matter.",
     ),

@@ -127,8 +127,8 @@ LARGE = 1_000_000
 
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
-    """Counts over all rows; ``ratio`` is Torch-Pruning's seconds over ours, where both have any."""
-    measured = [r for r in rows if "measure" in r.get("done", {"measure": ""})]
+    """Counts over all rows that were measured; ``ratio`` is Torch-Pruning's seconds over ours, where both have any."""
+    rows = measured = [r for r in rows if "measure" in r.get("done", {"measure": ""})]
     raced = [r for r in rows if "seconds" in r and "tp_seconds" in r]
     large = [r for r in raced if r.get("params", 0) >= LARGE]
     seconds = {f"{r['source']}/{r['name']}": r.get("seconds", r.get("first_seconds")) for r in rows}
@@ -136,7 +136,7 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
     slowest = max(seconds, key=lambda name: seconds[name], default=None)
     shares = [r["weight_share"] for r in rows if "weight_share" in r]
     compared = [r for r in rows if "tp_share" in r and "share" in r]
-    trained = [r for r in rows if "training_error" in r or "inexact_in_training" in r]
+    trained = [r for r in rows if "groups" in r and ("training_error" in r or "inexact_in_training" in r)]
     counted = [same for r in rows if (same := same_macs(r)) is not None]
     both = [r for r in rows if "channels" in r and "channels_alone" in r]
     summary = {
@@ -162,11 +162,10 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
     }
     for name in RIVALS:
         tried = [r for r in rows if name in r.get("done", {})]
-        summary |= {
-            f"{name}_tried": len(tried),
-            f"{name}_runs": sum(f"{name}_error" in r for r in tried),
-            f"{name}_exact": sum(rival_exact(r, name) == "exact" for r in tried),
-        }
+        exact = sum(rival_exact(r, name) == "exact" for r in tried)
+        if tried:
+            runs = sum(f"{name}_error" in r for r in tried)
+            summary |= {f"{name}_tried": len(tried), f"{name}_runs": runs, f"{name}_exact": exact}
     return summary
 
 

@@ -123,7 +123,6 @@ _SUMMARY = {
     "macs_compared": "of which torch's counter of operations has counted, too",
     "macs_as_the_witness_counts": "of these, with the same MACs, dense and compacted",
     "fewer_channels_with_heads": "where asking for heads, too, finds fewer channels",
-    "torch_pruning_enumerates": "of which Torch-Pruning lists groups too",
     "compared_with_torch_pruning": "which Torch-Pruning cuts, too",
     "share_below_torch_pruning": "of these, Torch-Pruning reaches more",
     "median_ratio_of_seconds": "Torch-Pruning's seconds / ours, median",
@@ -161,7 +160,11 @@ def _zoo(source: Plain, folder: Path) -> tuple[list[Section], list[str]]:
             (f"{name}_weight_share", "weights %"),
             (f"{name}_seconds", "seconds"),
         ]
-    lines = [Line(row["name"], row["name"], _cells_of_model(row)) for row in record["rows"]]
+    lines = [
+        Line(row["name"], row["name"], _cells_of_model(row))
+        for row in record["rows"]
+        if "measure" in row.get("done", {"measure": ""})  # else only another tool has been tried yet
+    ]
     notes = [record["note"]] if record.get("note") else []
     return [total, Section("Every architecture", non_empty(heads, lines), lines)], [*notes, _origin(record)]
 
