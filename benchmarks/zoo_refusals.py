@@ -76,7 +76,8 @@ KINDS = (
     ),
     Kind(
         "a layer whose weight is computed, not a parameter",
-        r"a layer whose weight is computed|a weight that is computed|an operand that is computed|weight normalisation|"
+        r"a layer whose weight is computed|\w+ with a weight that a layer has made|"
+        r"a weight that is computed|an operand that is computed|weight normalisation|"
         r"linear with a weight that is not|_grouped_mm of something",
         "The layer does not read a parameter but what the forward computes from others, in a way that zerogate cannot cut.",
         "Weight norm, spectral norm, standardised weights and masks of torch and of common libraries are followed; for "
@@ -95,6 +96,14 @@ KINDS = (
         "Values of these channels say what is picked, or one of them is used beside all others: as an index, a position, a "
         "score. Each of them has a part of its own.",
         KEEP,
+    ),
+    Kind(
+        "units along positions meet what keeps all positions",
+        r"\w+ of units along positions|\w+ folds channels into|\w+ of channels along three dimensions",
+        "A layer works along positions (a mixer's tokens, a window), or a reshape folds channels and positions into one, and what "
+        "it makes meets a tensor that keeps all positions, or is not made of whole channels.",
+        "Nothing in most networks: the layers around it can still lose channels. Positions go only where every tensor that "
+        "meets them loses the same.",
     ),
     Kind(
         "einsum EQUATION",
