@@ -100,7 +100,7 @@ KINDS = (
     Kind(
         "units along positions meet what keeps all positions",
         r"\w+ of units along positions|\w+ folds channels into|\w+ of channels along three dimensions",
-        "A layer works along positions (a mixer's tokens, a window), or a reshape folds channels and positions into one, and "
+        "A layer works along positions (the tokens of a mixer), or a reshape folds channels and positions into one, and "
         "what it makes meets a tensor that keeps all positions, or is not made of whole channels.",
         "Nothing in most networks: the layers around it can still lose channels. Positions go only where every tensor that "
         "meets them loses the same.",
