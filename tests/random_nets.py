@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from support import Lambda
 
@@ -39,6 +40,9 @@ class _Macs(TorchDispatchMode):
             words = args[0].partition("->")[0].split(",")
             sizes = {c: n for word, x in zip(words, args[1], strict=True) for c, n in zip(word, x.shape, strict=True)}
             self.total += math.prod(sizes.values())
+        elif name.split("_")[0] in ("lstm", "gru", "rnn"):  # every weight meets every step of every example
+            weights = [w for w in tree_leaves(args[1:]) if isinstance(w, nn.Parameter) and w.ndim == 2]
+            self.total += args[0].numel() // args[0].shape[-1] * sum(w.numel() for w in weights)
         return out
 
 

@@ -25,16 +25,26 @@ def closed(model: nn.Module, x: Any, share: bool = True, **options: Any) -> zg.S
     return sparse
 
 
-class Recurrent(nn.Module):
+class Distances(nn.Module):
+    """An op without a rule that reads two matrices."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.lstm, self.hidden, self.out = nn.LSTM(3, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.centres, self.further = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(torch.cdist(x, self.centres), self.further)
+
+
+class Unfollowed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.distances, self.hidden, self.out = Distances(), nn.Linear(4, 6), nn.Linear(6, 2)
         self.unused, self.memory = nn.Bilinear(2, 3, 4), nn.Parameter(torch.zeros(4, 4))
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x, _ = self.lstm(x)
-        return self.out(F.relu(self.hidden(x)) * self.scale)
+        return self.out(F.relu(self.hidden(self.distances(x))) * self.scale)
 
 
 def odd() -> Report:

@@ -50,6 +50,9 @@ class LayerCall:
     """It is made in training mode alone; its MACs are none of the cost, which is that of evaluation."""
     computed: bool = False
     """Whether the host computes what the layer reads from ``weight`` in such a way that gates must multiply the result."""
+    recurrent: bool = False
+    """It is one of the weights of a recurrent op, which reads states of its own besides the layer's input: what it consumes
+    cannot be selected in front of the layer."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Group:
     consumers: tuple[str, ...]
     kind: str = "channel"
     """``"channel"``, or ``"head"`` where a unit is all that one head of an attention needs."""
+    least: int = 1
+    """So many of its units stay, whichever these are."""
 
     @property
     def units(self) -> int:

@@ -36,13 +36,17 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, object]]] = {
     "RMSNorm": (nn.RMSNorm(4), FIRST, {"normalized_shape": (2,)}),
     "GroupNorm": (nn.GroupNorm(2, 4), FIRST, {"num_channels": 2}),
     "PReLU": (nn.PReLU(4), FIRST, {"num_parameters": 2}),
+    "GRU": (nn.GRU(3, 4), SECOND, {"input_size": 2, "hidden_size": 4, "proj_size": 0}),
+    "GRUCell": (nn.GRUCell(3, 4), SECOND, {"input_size": 2, "hidden_size": 4}),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_states_what_its_tensors_hold(name: str) -> None:
     layer, dims, expected = CASES[name]
-    tensor = "running_mean" if getattr(layer, "weight", None) is None else "weight"
+    tensor = next(
+        n for n in ("weight", "running_mean", "weight_ih_l0", "weight_ih") if getattr(layer, n, None) is not None
+    )
     cut(layer, Plan({(tensor, dim): INDICES for dim in dims}))
     assert {attribute: getattr(layer, attribute) for attribute in expected} == expected
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerogate as zg
-from report_samples import Recurrent, closed, shown
+from report_samples import Unfollowed, closed, shown
 from support import Lambda, Residual
 from zerogate.report.count import target_row
 from zerogate.report.table import GroupRow, Report, Row, TargetRow
@@ -63,14 +63,14 @@ def test_groups() -> None:
 
 
 def test_layers_that_nobody_can_cut() -> None:
-    sparse = closed(Recurrent(), torch.randn(5, 2, 3))
+    sparse = closed(Unfollowed(), torch.randn(5, 2, 3))
     found = rows(sparse.report())
-    lstm = found["lstm"]
-    assert (lstm.kind, lstm.status, lstm.channels_in, lstm.channels_out) == ("LSTM", "refused", None, None)
-    assert lstm.params == (112, 112)  # its two matrices
-    assert "lstm" in lstm.reason and "report_samples.py:" in lstm.reason
+    odd = found["distances"]
+    assert (odd.kind, odd.status, odd.channels_in, odd.channels_out) == ("Distances", "refused", None, None)
+    assert odd.params == (28, 28)  # its two matrices
+    assert "cdist" in odd.reason and "report_samples.py:" in odd.reason
     assert (found["unused"].status, found["unused"].reason) == ("refused", "not run on the example inputs")
-    assert (found["memory"].kind, found["memory"].status) == ("Recurrent", "refused")
+    assert (found["memory"].kind, found["memory"].status) == ("Unfollowed", "refused")
     assert found["memory"].reason == "not read on the example inputs, or not followed"
     assert "scale" not in found
     assert found["hidden"].status == "shrunk"
@@ -84,13 +84,13 @@ def test_an_embedding_has_a_row() -> None:
 
 
 def test_single_weights() -> None:
-    sparse = closed(Recurrent(), torch.randn(5, 2, 3), unit="weight", exclude=["out"])
+    sparse = closed(Unfollowed(), torch.randn(5, 2, 3), unit="weight", exclude=["out"])
     report = sparse.report()
     found = rows(report)
     nonzero = int(torch.count_nonzero(sparse.compact().hidden.weight))
     assert found["hidden"].params == (nonzero, 24) and found["hidden"].channels_out == (6, 6)
     assert (found["out"].status, found["out"].reason) == ("refused", "excluded")
-    assert found["lstm"].status == "refused" and found["lstm"].reason
+    assert found["distances"].status == "refused" and found["distances"].reason
     assert [(g.name, g.kind, g.units) for g in report.groups] == [("hidden.weight", "weight", (nonzero, 24))]
     totals, about = str(report).splitlines()[-2:]
     assert totals.startswith(f"weights {nonzero} of 24")

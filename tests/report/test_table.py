@@ -6,14 +6,14 @@ import json
 
 import torch
 
-from report_samples import Recurrent, closed, odd
+from report_samples import Unfollowed, closed, odd
 from support import Residual
 
 
 def test_a_dict_is_plain_json() -> None:
     for sparse in (
         closed(Residual(), torch.randn(2, 2, 5, 5)),
-        closed(Recurrent(), torch.randn(5, 2, 3)),
+        closed(Unfollowed(), torch.randn(5, 2, 3)),
         closed(Residual(), torch.randn(2, 2, 5, 5), unit="weight"),
     ):
         report = sparse.report()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from report_samples import Recurrent, closed, odd, shown
+from report_samples import Unfollowed, closed, odd, shown
 from zerogate.cli.output import print_report
 
 
@@ -25,7 +25,7 @@ def test_rich_shows_both_tables() -> None:
     ):
         assert part in text
     assert text.splitlines()[-1].startswith("channels and heads 1 of 2")
-    narrow = shown(closed(Recurrent(), torch.randn(5, 2, 3)).report(), width=60)
+    narrow = shown(closed(Unfollowed(), torch.randn(5, 2, 3)).report(), width=60)
     assert max(map(len, narrow.splitlines())) <= 60 and "…" not in narrow
 
 

@@ -66,14 +66,14 @@ def _first_example(inputs: Inputs) -> Inputs:
 
 
 def _closed_at_random(cuttable: Cuttable, inputs: Inputs, layout: Layout, whole: Collection[str]) -> Deployed:
-    """The model with random units closed, but none of the groups that stay whole: of each other group any number but all,
-    so that widths that could be mistaken for one another differ otherwise than in a trial."""
+    """The model with random units closed, but none of the groups that stay whole: of each other group any number that
+    it can lose, so that widths that could be mistaken for one another differ otherwise than in a trial."""
     structure, generator = layout.structure, torch.Generator().manual_seed(1)
     kept = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
-        if group.units > 1 and group.name not in whole:
+        if group.units > group.least and group.name not in whole:
             order = torch.randperm(group.units, generator=generator)
-            closed = int(torch.randint(1, group.units, (1,), generator=generator))
+            closed = int(torch.randint(1, group.units - group.least + 1, (1,), generator=generator))
             kept[group.slice.start + order[:closed]] = False
     return Deployed(
         cuttable,

@@ -43,7 +43,7 @@ class Widths:
     def of(groups: Sequence[Group], min_channels: int, round_to: int) -> Widths:
         """The widths of these groups; ``min_channels`` and ``round_to`` are for channels, and heads keep at least one."""
         size = torch.tensor([g.units for g in groups], dtype=torch.float64)
-        least = torch.tensor([min_channels if g.kind == "channel" else 1 for g in groups]).double()
+        least = torch.tensor([max(g.least, min_channels if g.kind == "channel" else 1) for g in groups]).double()
         multiple = torch.tensor([round_to if g.kind == "channel" else 1 for g in groups]).double()
         n = torch.arange(max((g.units for g in groups), default=0) + 1, dtype=torch.float64)[:, None]
         added = torch.where(n <= size, _width(n, size, least, multiple) - n, 0.0)  # [n, groups]

@@ -19,26 +19,36 @@ Sizes = dict[str, int | tuple[int, ...]]
 """Attribute → what it states."""
 
 
-def _convolution(layer: Any, shape: torch.Size) -> Sizes:
+def _convolution(layer: Any) -> Sizes:
+    shape = _shape(layer)
     if layer.transposed:  # its weight is [in, out / groups, *kernel]
         return {"in_channels": shape[0], "out_channels": shape[1] * layer.groups}
     sizes = {"in_channels": shape[1] * layer.groups, "out_channels": shape[0]}  # [out, in / groups, *kernel]
     return sizes | {"kernel_size": tuple(shape[2:])}  # which may cover channels
 
 
-LAYER_SIZES: dict[type[nn.Module], Callable[[Any, torch.Size], Sizes]] = {
+def _recurrent(layer: Any) -> Sizes:
+    """All layers and directions are equally wide."""
+    rows, width = layer.weight_hh_l0.shape
+    sizes = {"input_size": layer.weight_ih_l0.shape[1], "hidden_size": width}
+    return {**sizes, "hidden_size": rows // 4, "proj_size": width} if layer.proj_size else {**sizes}
+
+
+LAYER_SIZES: dict[type[nn.Module], Callable[[Any], Sizes]] = {
     CONVOLUTION: _convolution,
-    nn.Linear: lambda _, shape: {"in_features": shape[1], "out_features": shape[0]},
-    nn.Bilinear: lambda _, shape: {"in1_features": shape[1], "in2_features": shape[2], "out_features": shape[0]},
-    nn.Embedding: lambda _, shape: {"embedding_dim": shape[1]},
-    nn.EmbeddingBag: lambda _, shape: {"embedding_dim": shape[1]},
-    RUNNING_NORM: lambda _, shape: {"num_features": shape[0]},
-    nn.LayerNorm: lambda _, shape: {"normalized_shape": tuple(shape)},
-    nn.RMSNorm: lambda _, shape: {"normalized_shape": tuple(shape)},
-    nn.GroupNorm: lambda _, shape: {"num_channels": shape[0]},
-    nn.PReLU: lambda _, shape: {"num_parameters": shape[0]},
+    nn.Linear: lambda layer: {"in_features": _shape(layer)[1], "out_features": _shape(layer)[0]},
+    nn.Bilinear: lambda layer: dict(zip(("out_features", "in1_features", "in2_features"), _shape(layer), strict=True)),
+    nn.EmbeddingBag: lambda layer: {"embedding_dim": _shape(layer)[1]},
+    nn.Embedding: lambda layer: {"embedding_dim": _shape(layer)[1]},
+    RUNNING_NORM: lambda layer: {"num_features": _shape(layer)[0]},
+    nn.LayerNorm: lambda layer: {"normalized_shape": tuple(_shape(layer))},
+    nn.RMSNorm: lambda layer: {"normalized_shape": tuple(_shape(layer))},
+    nn.GroupNorm: lambda layer: {"num_channels": _shape(layer)[0]},
+    nn.PReLU: lambda layer: {"num_parameters": _shape(layer)[0]},
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: lambda layer: {"input_size": layer.weight_ih.shape[1], "hidden_size": layer.weight_hh.shape[1]},
 }
-"""Class, subclasses included → what a layer states, from the layer and the shape of its weight."""
+"""Class, subclasses included → what a layer states, from the tensors that it holds."""
 
 
 def state_sizes(layer: nn.Module) -> None:
@@ -48,7 +58,7 @@ def state_sizes(layer: nn.Module) -> None:
     """
     sizes = next((sizes for kind, sizes in LAYER_SIZES.items() if isinstance(layer, kind)), None)
     if sizes is not None:
-        for attribute, size in sizes(layer, _shape(layer)).items():
+        for attribute, size in sizes(layer).items():
             setattr(layer, attribute, size)
 
 

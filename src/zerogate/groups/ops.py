@@ -6,9 +6,9 @@ guide is docs/add_an_op_rule.md.
 
 from __future__ import annotations
 
-from zerogate.groups.declarations import along_dimensions, entry_by_entry, layers, moves
+from zerogate.groups.declarations import along_dimensions, entry_by_entry, layers, moves, recurrent
 from zerogate.groups.declarations.table import OPS, Family, MetaShape, OpSpec, declare, spec_of
 
-DECLARATIONS = (entry_by_entry, moves, along_dimensions, layers)
+DECLARATIONS = (entry_by_entry, moves, along_dimensions, layers, recurrent)
 
 __all__ = ["DECLARATIONS", "OPS", "Family", "MetaShape", "OpSpec", "declare", "spec_of"]

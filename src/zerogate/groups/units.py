@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zerogate.groups.label_tensors import collapse, drop_expanded, rows_along, varying_dims
+from zerogate.groups.least import with_least
 from zerogate.groups.recording.record import Recording
+from zerogate.groups.repeats import count_repeats
 from zerogate.groups.slices import make_slices_whole
 from zerogate.modules.index import layer_of, owner_of
-from zerogate.structure import KINDS, Axis, Group, LayerCall, SizeAttribute, Structure
+from zerogate.structure import KINDS, Axis, Group, SizeAttribute, Structure
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class UnitFilter:
 
     def keeps_all(self, group: Group) -> bool:
         """Whether nothing of a group can go, however many of its units are closed."""
-        return group.units <= (self.narrowest if group.kind == "channel" else 1)
+        return group.units <= max(group.least, self.narrowest if group.kind == "channel" else 1)
 
 
 def find_units(recording: Recording, allowed: UnitFilter) -> Structure:
@@ -49,6 +49,8 @@ def freeze_unavailable(recording: Recording, exclude: Collection[str]) -> None:
     """Freezes the labels on the axes of excluded modules, and of tensors that some op reads in an unknown way."""
     excluded = set(exclude)
     for (tensor, _), vector in recording.axes.items():
+        if tensor in recording.constants:
+            continue
         if layer_of(tensor) in excluded:
             recording.labels.freeze(vector, f"{layer_of(tensor)} is excluded")
         if tensor in recording.unfollowed:
@@ -68,13 +70,14 @@ class _Axes:
     def __init__(self, recording: Recording) -> None:
         self.root = recording.labels.roots()
         """The class of each label, int64 [labels]; a class is called by its smallest label, 0 stays."""
-        self.names = list(recording.axes)
-        self.lengths = [len(v) for v in recording.axes.values()]
+        vectors = {axis: vector for axis, vector in recording.axes.items() if axis[0] not in recording.constants}
+        self.names = list(vectors)
+        self.lengths = [len(v) for v in vectors.values()]
         self.number = torch.repeat_interleave(
             torch.arange(len(self.names)), torch.tensor(self.lengths, dtype=torch.int64)
         )
         """Number of the axis at each index, int64 [all]."""
-        self.classes = self.root[torch.cat([*recording.axes.values(), torch.empty(0, dtype=torch.int64)])]
+        self.classes = self.root[torch.cat([*vectors.values(), torch.empty(0, dtype=torch.int64)])]
         """Class at each index, int64 [all]."""
         self.is_head = self.marked(self.root[torch.cat([*recording.head_labels, torch.zeros(1, dtype=torch.int64)])])
         """Which classes are heads of attention, bool [labels]."""
@@ -102,10 +105,10 @@ def units_of(recording: Recording, allowed: UnitFilter) -> Structure:
     why, reasons = _reasons_to_stay(recording, axes, allowed)
     free = why < 0
     free[0] = False
-    groups, unit_of = _group(axes, free)
+    groups, unit_of = _group(axes, free, recording)
     if any(map(allowed.keeps_all, groups)):
         _keep_whole_groups(groups, unit_of, allowed, free, why, reasons)
-        groups, unit_of = _group(axes, free)
+        groups, unit_of = _group(axes, free, recording)
     inputs = frozenset(unit_of[axes.root[recording.inputs]].tolist()) - {-1}
     units = unit_of[axes.classes]
     remain = set(axes.number[units >= 0].unique_consecutive().tolist())
@@ -116,7 +119,7 @@ def units_of(recording: Recording, allowed: UnitFilter) -> Structure:
     return Structure(
         axes=unit_axes,
         groups=tuple(groups),
-        calls=tuple(_count_repeats(recording, unit_of)),
+        calls=tuple(count_repeats(recording, unit_of)),
         inputs=inputs,
         refused=_refusals(recording, axes, why, reasons),
         norms=tuple(n for n in norms if (n.labels >= 0).any()),
@@ -152,6 +155,10 @@ def _reasons_to_stay(recording: Recording, axes: _Axes, allowed: UnitFilter) -> 
     present, is_head = axes.marked(axes.classes), axes.is_head
     for reason, stays in (
         ("no layer consumes it", ~axes.on([a in axes.consumed for a in axes.names])),
+        (
+            "no layer makes it",
+            ~axes.on([a in axes.produced for a in axes.names]) & ~axes.marked(axes.root[recording.inputs]),
+        ),
         ("not among the included layers", ~included),
         ('its units are heads, which unit="head" gates', is_head if "head" not in allowed.kinds else none),
         ('its units are channels, which unit="channel" gates', ~is_head if "channel" not in allowed.kinds else none),
@@ -173,6 +180,8 @@ def _keep_whole_groups(
         reasons.append(
             "a single unit, without which nothing would be left"
             if group.units == 1
+            else f"a group of {group.units} units, all of which their layer needs to stay what it is"
+            if group.units <= group.least
             else f"a group of {group.units} channels, all of which min_channels and round_to keep"
         )
 
@@ -186,19 +195,21 @@ def _keep_tied_inputs(recording: Recording, axes: _Axes, why: Tensor, reasons: l
     consumed = {c.consumes for c in recording.calls}
     produced = {label for axis in axes.produced for label in by_axis[axis].tolist()}
     attached = {label for axis, vector in by_axis.items() if axis not in consumed for label in vector.tolist()}
-    outside = {
-        label for c in recording.calls if c.consumes and c.host != c.layer for label in by_axis[c.consumes].tolist()
-    }
+    outside, recurrent = (
+        {label for c in recording.calls if c.consumes and chosen(c) for label in by_axis[c.consumes].tolist()}
+        for chosen in (lambda c: c.host != c.layer, lambda c: c.recurrent)
+    )
     stays = (why >= 0).tolist()
     number = len(reasons)
     reasons += [
         "a network input that is added to, or scaled with, what a layer makes",
         "a network input whose consumer's weight is read outside its own forward",
+        "a network input that a recurrent layer reads",
     ]
     for label in axes.root[recording.inputs].unique().tolist():
         tied = label in produced or label in attached
-        if not stays[label] and (tied or label in outside):
-            why[label] = number if tied else number + 1
+        if not stays[label] and (tied or label in outside or label in recurrent):
+            why[label] = number if tied else number + 1 if label in outside else number + 2
 
 
 def _refusals(recording: Recording, axes: _Axes, why: Tensor, reasons: list[str]) -> dict[Axis, str]:
@@ -214,37 +225,13 @@ def _refusals(recording: Recording, axes: _Axes, why: Tensor, reasons: list[str]
     return {axes.names[i]: reasons[j] for i, j in zip(numbers.tolist(), why[first[numbers]].tolist(), strict=True)}
 
 
-def _count_repeats(recording: Recording, unit_of: Tensor) -> list[LayerCall]:
-    """All calls; those that are made once for each channel with an axis that counts these."""
-    calls = list(recording.calls)
-    if recording.repeated:
-        weights = {c.weight for c in calls}
-        axes = {_shares(unit_of[v]): axis for axis, v in recording.axes.items() if axis[0] in weights}
-        for number, labels in recording.repeated.items():
-            (units,) = drop_expanded(labels)
-            units = collapse(unit_of[units])
-            for dim in varying_dims(units):
-                axis = axes.get(_shares(rows_along(units, dim)[:, 0]))
-                if axis is not None:
-                    size = len(recording.axes[axis])
-                    calls[number] = replace(calls[number], macs=calls[number].macs / size, repeats=axis)
-                    break
-    return calls
-
-
-def _shares(units: Tensor) -> tuple[tuple[int, int], ...]:
-    """Which share of a dimension each unit has, −1 for what stays: two dimensions with the same shares shrink alike."""
-    values, counts = units.unique(return_counts=True)
-    factor = math.gcd(*counts.tolist())
-    return tuple(zip(values.tolist(), (counts // factor).tolist(), strict=True))
-
-
-def _group(axes: _Axes, free: Tensor) -> tuple[list[Group], Tensor]:
+def _group(axes: _Axes, free: Tensor, recording: Recording) -> tuple[list[Group], Tensor]:
     """Groups of classes that lie on the same axes equally often, and the unit of each class, −1 for those that stay.
 
     Args:
         axes: where the classes lie.
         free: which of them may go, bool [labels].
+        recording: says how many must stay.
     """
     inside = free[axes.classes]
     number, classes = axes.number[inside], axes.classes[inside]
@@ -268,7 +255,7 @@ def _group(axes: _Axes, free: Tensor) -> tuple[list[Group], Tensor]:
         groups.append(Group(name, slice(start, stop), producers, consumers, kind))
         unit_of[members] = torch.arange(start, stop)
         start = stop
-    return groups, unit_of
+    return with_least(groups, [(unit_of[axes.root[labels]], n) for labels, n in recording.at_least]), unit_of
 
 
 def _alike(number: Tensor, classes: Tensor, axes: int, is_head: Tensor) -> list[Tensor]:

@@ -6,7 +6,7 @@ masked one (an entry in the module's `__dict__`, which Python finds before the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Size, nn
@@ -16,8 +16,8 @@ from zerogate.errors import ZerogateError
 from zerogate.masking import norms
 from zerogate.masking.forward import GatedForward
 from zerogate.masking.hooks import Begin, ComputedWeightGates, End, Multiply, Owned, Shadow, StatisticsWeights, Unshadow
-from zerogate.modules.index import modules_by_name, owner_of, tied_names
-from zerogate.modules.internals import CONVOLUTION, pre_hooks_of
+from zerogate.modules.index import lists_with, modules_by_name, owner_of, split_name, tied_names
+from zerogate.modules.internals import CONVOLUTION, parameters_of, pre_hooks_of
 
 
 def is_gated(model: nn.Module) -> bool:
@@ -83,18 +83,18 @@ class Attachment:
         self._handles += [handle for _, handle in last]
         self._last = [(modules[path], handle.id) for path, handle in last]
         self._hosts = {path: modules[path] for path in [*shadows, *computed, *(path for path, _ in last)]}
-        self._shadowed = [(owner, attribute) for weights in shadows.values() for owner, attribute, _ in weights]
-        self._shadowed += [(modules[n.module], n.factor) for n in self._structure.norms if n.factor]
+        self._shadowed = [weight for weights in shadows.values() for weight, _ in weights]
+        self._shadowed += [Owned(modules[n.module], n.factor) for n in self._structure.norms if n.factor]
 
-    def _weights_by_reader(self, modules: dict[str, nn.Module]) -> dict[str, list[tuple[nn.Module, str, int]]]:
-        """For every module in whose forward gated weights are read: owner, attribute and number of each, under all the
-        names that a weight has."""
+    def _weights_by_reader(self, modules: dict[str, nn.Module]) -> dict[str, list[tuple[Owned, int]]]:
+        """For every module in whose forward gated weights are read: how each is held, under all the names that it has, and
+        its number."""
         tied = tied_names(self.model)
-        shadows: dict[str, list[tuple[nn.Module, str, int]]] = {}
+        shadows: dict[str, list[tuple[Owned, int]]] = {}
         own = {n: name for n, name in enumerate(self._forward.names) if name not in self._forward.layout.computed}
         self._forward.places = {name: (modules[owner_of(name)], name.rpartition(".")[2]) for name in own.values()}
         for number, weight in own.items():
-            places = [(modules[owner_of(name)], name.rpartition(".")[2], number) for name in tied[weight]]
+            places = [(_owned(modules, name), number) for name in tied[weight]]
             for reader in dict.fromkeys(c.host for c in self._structure.calls if c.weight == weight):
                 shadows.setdefault(reader, []).extend(places)
         return shadows
@@ -157,8 +157,8 @@ class Attachment:
         self._forward.depth = 0
         for calls in self._calls:
             calls.clear()
-        for owner, attribute in self._shadowed:
-            owner.__dict__.pop(attribute, None)
+        for weight in self._shadowed:
+            weight.uncover()
 
     def come_last(self) -> None:
         """Has the hooks that change a layer's input run behind those that were registered later."""
@@ -199,6 +199,13 @@ def _only_multiplies(layer: nn.Module) -> bool:
     forward = type(layer).forward
     own = "forward" not in vars(layer) and forward.__module__.startswith("torch.nn.modules.")
     return own and isinstance(layer, (CONVOLUTION, nn.Linear))
+
+
+def _owned(modules: Mapping[str, nn.Module], name: str) -> Owned:
+    """How the module of a parameter of this name holds it."""
+    owner, attribute = split_name(name)
+    parameter = parameters_of(modules[owner])[attribute]
+    return Owned(modules[owner], attribute, () if parameter is None else lists_with(modules[owner], parameter))
 
 
 def _shapes_and_ties(model: nn.Module) -> dict[str, tuple[Size, str]]:

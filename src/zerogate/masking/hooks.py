@@ -5,10 +5,10 @@ Hooks are objects, not closures, so that copies and pickles of a gated model car
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,28 @@ from zerogate.errors import ZerogateError
 from zerogate.masking.forward import GatedForward
 from zerogate.masking.replicas import begin_replica, check_gated_replica
 from zerogate.modules.computed_weights import LayerWeights
+from zerogate.modules.index import ListPlace, put_in_lists
 from zerogate.modules.internals import MODULE_CALL, frames_above, is_replica
 
-Owned = tuple[nn.Module, str]
-"""A module and the attribute by which it holds a weight."""
+
+class Owned(NamedTuple):
+    """How a module holds a weight."""
+
+    owner: nn.Module
+    attribute: str
+    lists: Sequence[ListPlace] = ()
+    """Where it holds it besides."""
+
+    def shadow(self, product: Tensor) -> None:
+        """Puts a product in the weight's place, in the owner's `__dict__`, which Python searches before the registered
+        parameters."""
+        self.owner.__dict__[self.attribute] = product
+        put_in_lists(self.owner, self.lists, product)
+
+    def uncover(self) -> None:
+        """Takes back what shadows the weight, if anything does."""
+        if self.owner.__dict__.pop(self.attribute, None) is not None and self.lists:
+            put_in_lists(self.owner, self.lists, getattr(self.owner, self.attribute))
 
 
 class Attached(Protocol):
@@ -82,16 +100,15 @@ class End:
 
 @dataclass
 class Shadow:
-    """Pre-hook of a module that reads gated weights: shadows each with its product, in the `__dict__` of its owner, which
-    Python searches before the registered parameters.
+    """Pre-hook of a module that reads gated weights: shadows each with its product.
 
     Attributes:
-        weights: owner, attribute and number of each weight.
+        weights: how each weight is held, and its number.
         calls: what each call that is under way has shadowed: a module may call itself, or another that reads its weight.
     """
 
     forward: GatedForward
-    weights: list[tuple[nn.Module, str, int]]
+    weights: list[tuple[Owned, int]]
     calls: list[list[Owned]]
 
     def __call__(self, module: nn.Module, args: object) -> None:
@@ -100,10 +117,10 @@ class Shadow:
             return
         shadowed: list[Owned] = []
         if not self.forward.multiplies_activations:
-            for owner, attribute, number in self.weights:
-                if attribute not in owner.__dict__:
-                    shadowed.append((owner, attribute))
-                owner.__dict__[attribute] = self.forward.current(number)
+            for weight, number in self.weights:
+                if weight.attribute not in weight.owner.__dict__:
+                    shadowed.append(weight)
+                weight.shadow(self.forward.current(number))
         self.calls.append(shadowed)
 
 
@@ -114,8 +131,8 @@ class Unshadow:
     calls: list[list[Owned]]
 
     def __call__(self, module: nn.Module, args: object, output: object) -> None:
-        for owner, attribute in self.calls.pop() if self.calls and not is_replica(module) else ():
-            owner.__dict__.pop(attribute, None)
+        for weight in self.calls.pop() if self.calls and not is_replica(module) else ():
+            weight.uncover()
 
 
 @dataclass

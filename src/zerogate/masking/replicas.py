@@ -11,8 +11,8 @@ from torch import nn
 from zerogate.errors import ZerogateError
 from zerogate.gates import fused
 from zerogate.masking.forward import GatedForward
-from zerogate.modules.index import modules_by_name, split_name
-from zerogate.modules.internals import replica_parameters_of
+from zerogate.modules.index import lists_with, modules_by_name, split_name
+from zerogate.modules.internals import parameters_of, replica_parameters_of
 
 _GATED = "_zerogate_gated"
 """Marks the modules of a replica whose gates have been drawn."""
@@ -24,12 +24,15 @@ def begin_replica(forward: GatedForward, replica: nn.Module) -> None:
     Raises `ZerogateError` where gates do not lie on weights alone.
     """
     layout = forward.layout
-    if forward.per_example or layout.structure.norms or layout.computed:
+    listed = any(lists_with(owner, parameters_of(owner)[attribute]) for owner, attribute in forward.places.values())
+    if forward.per_example or layout.structure.norms or layout.computed or listed:
         what = (
             "drawn for every example"
             if forward.per_example
             else "on layers that compute their weights"
             if layout.computed
+            else "on weights that their module also holds in a list, as recurrent layers do,"
+            if listed
             else "inside norms over all channels"
         )
         raise ZerogateError(

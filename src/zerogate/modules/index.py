@@ -144,9 +144,29 @@ def put(modules: Mapping[str, nn.Module], names: Sequence[str], tensor: Tensor) 
     for name in names:
         owner, attribute = split_name(name)
         module = modules[owner]
+        was = parameters_of(module).get(attribute)
+        if was is not None:
+            put_in_lists(module, lists_with(module, was), tensor)
         (parameters_of(module) if attribute in parameters_of(module) else buffers_of(module))[attribute] = tensor  # type: ignore[assignment]
         owners.add(module)
     return owners
+
+
+ListPlace = tuple[str, int]
+"""An attribute of a module that is a list, and a place in it."""
+
+
+def lists_with(module: nn.Module, parameter: Tensor) -> list[ListPlace]:
+    """Where a module holds one of its parameters a second time, in a list that its forward may read it from, as torch's
+    recurrent layers do."""
+    lists = [(name, value) for name, value in vars(module).items() if type(value) is list]
+    return [(name, i) for name, value in lists for i, x in enumerate(value) if x is parameter]
+
+
+def put_in_lists(module: nn.Module, places: Sequence[ListPlace], tensor: Tensor) -> None:
+    """Replaces what a module's lists hold at these places."""
+    for name, i in places:
+        vars(module)[name][i] = tensor
 
 
 def _registered(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Tensor]]:

@@ -59,7 +59,7 @@ def test_an_op_without_a_rule_freezes_what_enters_with_its_line() -> None:
 
 def test_a_norm_that_does_not_run_over_channels_each_time_freezes_them() -> None:
     recording = recorded(
-        lambda m, x: m.norm(m.a(x)) + m.norm(torch.ones(2, 4)), a=nn.Linear(3, 4), norm=nn.LayerNorm(4)
+        lambda m, x: m.norm(m.a(x)) + m.norm(torch.arange(8.0).view(2, 4)), a=nn.Linear(3, 4), norm=nn.LayerNorm(4)
     )
     assert "norm is used with and without removable channels" in recording.labels.reasons()[1]
 

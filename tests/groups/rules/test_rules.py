@@ -79,6 +79,9 @@ class Notes:
     def tie_rows(self, rows: Tensor, reason: str) -> Tensor:
         return self.classes.tie_rows(rows, reason)
 
+    def keep_at_least(self, labels: Tensor, n: int) -> None:
+        self.said.append(("at least", labels.tolist(), n))
+
     def tie_to_constant(self, x: Tensor, labels: Tensor) -> None:
         pass
 
@@ -102,6 +105,9 @@ class Notes:
 
     def make_channels(self, x: Tensor, dims: Collection[int]) -> Tensor:
         return no_labels(x.shape)
+
+    def constant_channels(self, x: Tensor, dims: Collection[int]) -> Tensor | None:
+        return None
 
     def record_layer(self, weight: Tensor, bias: Tensor | None, **layer: Any) -> Tensor | None:
         self.said.append(("layer", layer["dims"], layer["macs"], layer["channel_dim"]))

@@ -88,6 +88,9 @@ class OpSpec:
     """Where its rule gives up, parameters among its operands can still be cut along other dimensions."""
     reads_values: bool = False
     """It hands values to Python: a run without data must know them."""
+    values: tuple[str, ...] = ()
+    """Arguments whose values the shapes of its results depend on: they lie on the CPU, and a run without data must know
+    them."""
     one_dtype: bool = False
     """Its operands must be of one dtype, which torch's shape functions do not all check."""
     meta: MetaShape = MetaShape.TORCH

@@ -21,8 +21,8 @@ def attach_kept_tensors(model: nn.Module, recorder: Recorder) -> None:
     for name, places in plain_places(model).items():
         x = tensor_at(model, places[0])
         labels = None if x is None else recorder.labels_of(x)
-        if x is not None and labels is None and x in recorder.constants:
-            labels = recorder.constants[x]
+        if x is not None and labels is None:
+            labels = recorder.constants.met_by(x)
         if x is None or labels is None or not labels.any():
             continue
         recording.places.setdefault(name, places)

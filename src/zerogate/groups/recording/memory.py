@@ -38,6 +38,12 @@ class Memory:
         labels = None if known is None else known.labels
         self._buffers[storage_key(x)] = _Buffer(tuple(x.shape), x.stride(), x.untyped_storage(), labels)
 
+    def add_all(self, tensors: list[Tensor]) -> None:
+        """Follows what is written into these, as far as they are contiguous."""
+        for x in tensors:
+            if x.is_contiguous():
+                self.add(x)
+
     def is_written(self, x: Tensor) -> bool:
         """Whether channels have been written into a tensor's memory."""
         return self._any_written and self._written(x) is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +66,13 @@ class ParameterTable(ParameterViews):
                         own = self._axis(written.name, d)
                         self.attach_view(view, own[index.clamp(min=0)].expand(index.shape))
 
-    def note_moved(self, results: list[Tensor], step: int) -> None:
-        """Notes which results of a step hold entries of parameters alone."""
+    def note_moved(self, results: list[Tensor], step: int, of_constants: Mapping[int, list[View]]) -> None:
+        """Notes which results of a step hold entries of parameters and constants alone; ``of_constants``: number of a result
+        → where those of constants are."""
         for i, x in enumerate(results):
-            if x in self.moved and x not in self._labels:
-                index = [(view.name, view.index) for view in self.moved[x]]
+            views = [] if x in self._labels else [*self.moved.get(x, []), *of_constants[i]]
+            if views:
+                index = [(view.name, view.index) for view in views]
                 self._recording.moved_parameters.append(MovedParameter(step, i, index))
 
     def attach(self, parameter: Tensor, dim: int, vector: Tensor) -> None:
@@ -158,7 +161,7 @@ class ParameterTable(ParameterViews):
         labels = no_labels(x.shape)
         for view in self.views_of(x):
             for d, index in enumerate(view.index):
-                if set(dims) & set(varying_dims(index)):
+                if view.lies_along(d, dims):
                     own = self._axis(view.name, d)
                     self._recording.parameter_sources.add((view.name, d))
                     (narrow,) = drop_expanded(index)
@@ -180,6 +183,7 @@ class ParameterTable(ParameterViews):
         macs: float,
         channel_dim: int = 0,
         repeats: int = 1,
+        recurrent: bool = False,
     ) -> Tensor | None:
         """Records a layer that sums over its input channels and makes new ones; see `RuleContext.record_layer`."""
         views, consumed, produced = self.views_of(weight), *dims
@@ -212,7 +216,8 @@ class ParameterTable(ParameterViews):
                 self._attach_bias(bias, new)
         axis_in = None if own_in is None else (whole.name, own_in)
         axis_out = None if own_out is None else (whole.name, own_out)
-        self._record(self._reader(weight, whole.name), whole.name, axis_in, axis_out, macs, channel_dim, whole.normed)
+        host = self._reader(weight, whole.name)
+        self._record(host, whole.name, axis_in, axis_out, macs, channel_dim, computed=whole.normed, recurrent=recurrent)
         return new
 
     def _own_dim(self, view: View, weight: Tensor, dim: int) -> int | None:
@@ -276,10 +281,11 @@ class ParameterTable(ParameterViews):
         macs: float,
         channel_dim: int,
         computed: bool = False,
+        recurrent: bool = False,
     ) -> None:
         layer, macs = layer_of(weight), macs / self._examples
-        call = LayerCall(layer, host, weight, axis_in, axis_out, macs, channel_dim, computed=computed)
-        self._recording.calls.append(call)
+        call = LayerCall(layer, host, weight, axis_in, axis_out, macs, channel_dim)
+        self._recording.calls.append(replace(call, computed=computed, recurrent=recurrent))
 
 
 def _along(vector: Tensor, x: Tensor, dim: int) -> Tensor:

@@ -122,6 +122,9 @@ class Recording:
     labels: Labels = field(default_factory=Labels)
     axes: dict[Axis, Tensor] = field(default_factory=dict)
     """Labels along dimensions of parameters and buffers, [size]; see `attach`."""
+    constants: dict[str, torch.Size] = field(default_factory=dict)
+    """Shapes of tensors of one value everywhere, which factories have made. They have axes as parameters do, by these
+    names."""
     parameter_sources: set[Axis] = field(default_factory=set)
     """Axes of parameters that are themselves activations (class tokens, queries)."""
     calls: list[LayerCall] = field(default_factory=list)
@@ -141,6 +144,8 @@ class Recording:
     """Module, attribute, and place in it → what it counts."""
     attention: dict[str, dict[str, bool]] = field(default_factory=dict)
     """`nn.MultiheadAttention` modules and how they are called."""
+    at_least: list[tuple[Tensor, int]] = field(default_factory=list)
+    """Labels, and how many of them stay, whichever these are."""
     steps: list[Step] = field(default_factory=list)
     """Every op that ran, but for those that only settle a tensor's layout; of all runs, one after the other."""
     runs: list[RecordedRun] = field(default_factory=list)

@@ -14,6 +14,7 @@ from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.groups.label_tensors import Sheets, collapse, drop_expanded, no_labels, varying_dims
 from zerogate.groups.ops import Family
 from zerogate.groups.recording.computed_layers import ComputedLayers
+from zerogate.groups.recording.constants import Constants
 from zerogate.groups.recording.decisions import decision_of
 from zerogate.groups.recording.factors import Factors
 from zerogate.groups.recording.memory import Memory
@@ -53,8 +54,7 @@ class Recorder:
         """Further sheets of labels, of tensors that have any; see `Sheets`."""
         self._deferred: TensorMap[tuple[Tensor, str]] = self.tracer.tensor_map()
         """Result → labels that stay if any op uses it, and why."""
-        self.constants: TensorMap[Tensor | None] = self.tracer.tensor_map()
-        """Results of factories, and what was made of them alone → the labels they have met."""
+        self.constants = Constants(self.recording, self.tracer, self._labels)
         self._sources = Sources(model, tree_leaves(self.inputs), self.tracer.tensor_map())
         self._memory = Memory(self.recording.labels)
         self._modules = ModuleCalls(model, self.recording, self.tracer, self._labels)
@@ -63,6 +63,7 @@ class Recorder:
         examples = first.shape[0] if first is not None and first.shape[0] else 1
         self._parameters = table = ParameterTable(model, self.recording, self.tracer, self._labels, examples)
         self.views_of, self.attach, self.attach_view = table.views_of, table.attach, table.attach_view
+        self.tie_to_constant, self.constant_channels = self.constants.meet, self.constants.make_channels
         self.make_channels, self.record_layer = table.make_channels, table.record_layer
         self.record_grouped_conv, self.carrier_of = table.record_grouped_conv, table.carrier_of
         factors = Factors(self.recording, self.tracer, {name for name, _ in model.named_parameters()})
@@ -99,18 +100,8 @@ class Recorder:
     def mark_heads(self, labels: Tensor) -> None:
         self.recording.head_labels.append(labels)
 
-    def tie_to_constant(self, x: Tensor, labels: Tensor) -> None:
-        if x not in self.constants or not (vary := varying_dims(labels)):
-            return
-        shift = labels.ndim - x.ndim
-        if any(d < shift or x.shape[d - shift] == 1 for d in vary):
-            return
-        met = labels[(0,) * shift][tuple(slice(0, 1) if n == 1 else slice(None) for n in x.shape)].expand(x.shape)
-        before = self.constants[x]
-        if before is None:
-            self.constants[x] = met
-        else:
-            self.unite(met, before)
+    def keep_at_least(self, labels: Tensor, n: int) -> None:
+        self.recording.at_least.append((labels, n))
 
     def record_repeats(self, labels: Tensor) -> None:
         self.recording.repeated[len(self.recording.calls) - 1] = labels
@@ -138,7 +129,9 @@ class Recorder:
         self._computed.visit(op)
         for x, own in zip(outputs, self._labels_of_results(op, bool(entering)), strict=True):
             self._set_sheets(op, x, own)
-        self._follow_constants(op, outputs)
+        self.constants.follow(op, outputs)
+        if op.spec.family is Family.FACTORY:
+            self._memory.add_all(outputs)
         self._sources.after(outputs, None if op.spec.layout_only else len(self.recording.steps))
         if not op.spec.layout_only:
             self._add_step(op, entering, outputs)
@@ -260,17 +253,6 @@ class Recorder:
     def _constrain(self, labels: Tensor, reason: str) -> None:
         self.recording.slice_constraints.append(SliceConstraint(labels, self.tracer.where(reason)))
 
-    def _follow_constants(self, op: Op, outputs: list[Tensor]) -> None:
-        """Notes results that hold the same value everywhere: what factories make, and what is made of that alone."""
-        is_factory = op.spec.family is Family.FACTORY
-        if not is_factory and not any(x in self.constants for x in op.tensors):
-            return
-        for x in outputs:
-            if x not in self._labels and x not in self.constants:
-                self.constants[x] = self.constants.get(op.tensors[0]) if op.spec.layout_only else None
-            if is_factory and x.is_contiguous():
-                self._memory.add(x)
-
     def _add_step(self, op: Op, entering: list[Tensor], outputs: list[Tensor]) -> None:
         step = Step(
             op.name,
@@ -287,4 +269,5 @@ class Recorder:
         if not self.recording.meta:
             step.decision = decision_of(op.tensors, op.out, [x for x in outputs if x in self._labels])
         self.recording.steps.append(step)
-        self._parameters.note_moved(outputs, len(self.recording.steps) - 1)
+        of_constants = {i: self.constants.views_of(x) for i, x in enumerate(outputs)}
+        self._parameters.note_moved(outputs, len(self.recording.steps) - 1, of_constants)

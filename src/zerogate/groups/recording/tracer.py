@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zerogate.errors import WatchError
-from zerogate.groups.arguments import Args, AtenOp, Kwargs, Place, map_arguments, takes_device, tensors_among
+from zerogate.groups.arguments import Args, AtenOp, Kwargs, Place, bind, map_arguments, takes_device, tensors_among
 from zerogate.groups.code_lines import is_internal, located
 from zerogate.groups.graph.graph_model import GraphModel
-from zerogate.groups.ops import spec_of
+from zerogate.groups.ops import OpSpec, spec_of
 from zerogate.groups.recording.known_values import KnownValues, on_device
 from zerogate.groups.recording.meta_shapes import result_of
+from zerogate.groups.recording.recurrent_shapes import recurrent_results
 from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.groups.recording.tensor_maps import TensorMap, tensor_map
 from zerogate.groups.rules.protocol import UnknownValue
@@ -160,6 +161,8 @@ class Tracer(TorchDispatchMode):
             if not known:
                 raise UnknownValue(spec.name)
             return self._values.compute(func, args, kwargs)
+        if spec.values:
+            return self._with_values(func, spec, args, kwargs)
         if spec.one_dtype and any(x.dtype is not tensors[0].dtype for x in tensors):
             raise UnknownValue(spec.name)  # without data not all of these complain
         if not known:
@@ -187,6 +190,19 @@ class Tracer(TorchDispatchMode):
             return shape
         self._values.note(func, real_args, real_kwargs, tensors, out)
         return out
+
+    def _with_values(self, func: AtenOp, spec: OpSpec, args: Args, kwargs: Kwargs) -> Any:
+        """An op that reads the values of some arguments, which are on the CPU; its other operands are on the meta device."""
+        results = recurrent_results(spec.name, func, args, kwargs)
+        if results is not None:
+            return results
+        bound = bind(func, args, kwargs)
+        for name in spec.values:
+            if isinstance(bound.get(name), Tensor):
+                bound[name] = self._values.get(bound[name])
+                if bound[name] is None:
+                    raise UnknownValue(spec.name)
+        return func(**bound)
 
     def place(self) -> Place:
         """The line of the user's code that is running; ("", 0) where torch's own modules called each other from the

@@ -57,9 +57,7 @@ class _Call:
 
     def sheets(self) -> list[Tensor]:
         """Labels of the input, without those that stay."""
-        op, sheets = self.op, self.op.sheets(self.x)
-        if not sheets and op.views(self.x):
-            sheets = [op.context.make_channels(self.x, {self.channel_dim % self.x.ndim})]
+        op, sheets = self.op, self.op.sheets_read(self.x, self.channel_dim)
         if op.labels(self.weight) is not None:
             raise Freeze(f"{op.name} with a weight that a layer has made")
         followed = []

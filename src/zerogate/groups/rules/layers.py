@@ -43,10 +43,7 @@ def read_channels(op: Op, x: Tensor, layer: Layer, shape: tuple[int, ...] = ()) 
             summed, which is 1 long, is where new channels are, or has gone.
     """
     shape = shape or tuple(op.out.shape)
-    sheets = op.sheets(x)
-    if not sheets and op.views(x):
-        sheets = [op.context.make_channels(x, {layer.channel_dim % x.ndim})]
-    return read_sheets(op, sheets, x.ndim, layer, shape)
+    return read_sheets(op, op.sheets_read(x, layer.channel_dim), x.ndim, layer, shape)
 
 
 def read_sheets(op: Op, sheets: list[Tensor], ndim: int, layer: Layer, shape: tuple[int, ...]) -> Sheets:

@@ -35,6 +35,8 @@ def _layer_norm(op: Op) -> Out:
     over = {x.ndim - 1 - i for i in range(len(op.bound["normalized_shape"]))}
     if labels is None and op.views(x):
         labels = op.context.make_channels(x, over)
+    if labels is None:
+        labels = op.context.constant_channels(x, over)
     if labels is None or not varying_dims(labels):
         return None
     vary = set(varying_dims(labels))

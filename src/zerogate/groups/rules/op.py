@@ -50,6 +50,15 @@ class Op:
         """All labels of an argument, one tensor of them or several; see `Sheets`."""
         return self.context.sheets_of(x) if isinstance(x, Tensor) else []
 
+    def sheets_read(self, x: Tensor, dim: int) -> list[Tensor]:
+        """All labels of what a layer reads along a dimension: those of x, or new ones along it where x is made of parameters
+        alone, or is the same everywhere."""
+        sheets = self.sheets(x)
+        if not sheets and self.views(x):
+            return [self.context.make_channels(x, {dim % x.ndim})]
+        made = None if sheets else self.context.constant_channels(x, {dim % x.ndim})
+        return sheets if made is None else [made]
+
     def labels_or_zero(self, x: Tensor) -> Tensor:
         """Labels of an argument, 0 where nothing of it could be removed."""
         labels = self.context.labels_of(x)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zerogate.groups.label_tensors import rows_along, varying_dims
+from zerogate.groups.label_tensors import collapse, drop_expanded, rows_along, varying_dims
 
 
 class Freeze(Exception):
@@ -49,6 +49,13 @@ class View:
         dim %= self.index[0].ndim
         own = [d for d, i in enumerate(self.index) if dim in varying_dims(i)]
         return own[0] if len(own) == 1 else None
+
+    def lies_along(self, own: int, dims: Collection[int]) -> bool:
+        """Whether places along the parameter's dimension ``own`` change along any of these dimensions of the tensor, apart
+        from where other entries take turns with its own."""
+        (narrow,) = drop_expanded(self.index[own])
+        filled = torch.where(narrow < 0, narrow.amax([*dims], keepdim=True), narrow)
+        return bool(set(dims) & set(varying_dims(collapse(filled))))
 
     def indices(self, own: int, dim: int) -> Tensor:
         """Indices along the parameter's dimension ``own``, in the order of the tensor's dimension ``dim``."""
@@ -97,6 +104,9 @@ class RuleContext(Protocol):
     def tie_to_constant(self, x: Tensor, labels: Tensor) -> None:
         """Ties all channels that meet the same constant tensor x: its length fixes how many of each may remain."""
 
+    def keep_at_least(self, labels: Tensor, n: int) -> None:
+        """Says that n of these labels stay, whichever these are: a layer with fewer would be another one."""
+
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Says that these labels stay."""
 
@@ -125,6 +135,10 @@ class RuleContext(Protocol):
     def make_channels(self, x: Tensor, dims: Collection[int]) -> Tensor:
         """Labels, which vary along ``dims``, for a tensor made of parameters alone that is used as an activation."""
 
+    def constant_channels(self, x: Tensor, dims: Collection[int]) -> Tensor | None:
+        """Labels, which vary along ``dims``, for a tensor of one value everywhere that is used as an activation, such as the
+        first state of a recurrence; None for any other tensor."""
+
     # Layers, norms and sizes.
 
     def record_layer(
@@ -137,6 +151,7 @@ class RuleContext(Protocol):
         macs: float,
         channel_dim: int = 0,
         repeats: int = 1,
+        recurrent: bool = False,
     ) -> Tensor | None:
         """Records a layer that sums over its input channels and makes new ones; returns the new labels, [outputs].
 
@@ -148,6 +163,7 @@ class RuleContext(Protocol):
             macs: per consumed and produced channel, for the whole batch.
             channel_dim: where the input has its channels, counted from the end.
             repeats: the layer has as many groups of channels, and those at one place of all groups are tied.
+            recurrent: see `LayerCall.recurrent`.
         """
 
     def record_repeats(self, labels: Tensor) -> None:

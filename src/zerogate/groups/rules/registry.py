@@ -10,6 +10,7 @@ from zerogate.groups.rules import (
     linear,
     norms,
     pointwise,
+    recurrent,
     reductions,
     relayout,
     scatter,
@@ -18,7 +19,20 @@ from zerogate.groups.rules import (
 )
 from zerogate.groups.rules.op import RULES, Rule
 
-MODULES = (attention, convolution, einsum, linear, norms, pointwise, reductions, relayout, scatter, slicing, transforms)
+MODULES = (
+    attention,
+    convolution,
+    einsum,
+    linear,
+    norms,
+    pointwise,
+    recurrent,
+    reductions,
+    relayout,
+    scatter,
+    slicing,
+    transforms,
+)
 
 
 def rule_of(spec: OpSpec) -> Rule | None:

@@ -51,6 +51,8 @@ def _cat(op: Op) -> Tensor:
         return no_labels(op.out.shape)
     dim = op.bound["dim"] % op.out.ndim
     parts = [op.labels_or_zero(x) for x in tensors]
+    if any(dim in varying_dims(p) for p in parts):
+        parts = [_with_constants(op, x, p, {dim}) for x, p in zip(tensors, parts, strict=True)]
     across = {d for p in parts for d in varying_dims(p)} - {dim}
     if across and len(parts) > 1:
         parts = _shared(op, tensors, parts, dim, across)
@@ -59,6 +61,27 @@ def _cat(op: Op) -> Tensor:
         if d != dim and all(p.shape[d] == 1 or p.stride(d) == 0 for p in parts):
             parts = [p.narrow(d, 0, 1) for p in parts]
     return collapse(torch.cat(parts, dim).expand(op.out.shape))
+
+
+@rule("stack")
+def _stack(op: Op) -> Out:
+    """Parts that are the same everywhere have channels where the others do."""
+    tensors = op.args[0]
+    parts = [op.labels_or_zero(x) for x in tensors]
+    along = {d for p in parts for d in varying_dims(p)}
+    if along:
+        parts = [_with_constants(op, x, p, along) for x, p in zip(tensors, parts, strict=True)]
+        if all(set(varying_dims(p)) == along for p in parts):
+            for p in parts[1:]:
+                op.unite(p, parts[0])
+            parts = [parts[0]] * len(parts)
+    return collapse(torch.stack(parts, op.bound["dim"]))
+
+
+def _with_constants(op: Op, x: Tensor, labels: Tensor, dims: set[int]) -> Tensor:
+    """The labels of a part; new ones along these dimensions where it has none and is the same everywhere."""
+    made = op.context.constant_channels(x, dims) if op.labels(x) is None and not op.views(x) else None
+    return labels if made is None else made
 
 
 def _shared(op: Op, tensors: list[Tensor], parts: list[Tensor], dim: int, across: set[int]) -> list[Tensor]:

@@ -6,6 +6,7 @@ lie; whether zeros stay zeros is found by trying.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -29,9 +30,14 @@ _DIMS_APART = ("permute", "transpose", "t", "numpy_T", "expand")
 """Moves that only reorder or lengthen dimensions: their indices stay expanded, and take no memory at any size."""
 
 
-def follow_views(op: Op) -> list[list[View]] | None:
+def follow_views(op: Op, views_of: Callable[[Tensor], list[View]] | None = None) -> list[list[View]] | None:
     """Views that come out of a move or pointwise op whose operands are parameters and constants alone, one list for each
-    result; None where the op does something else with them."""
+    result; None where the op does something else with them.
+
+    Args:
+        op: the op.
+        views_of: what a move is followed for; None for parameters.
+    """
     outs = op.results
     if op.name in ("_weight_norm", "_weight_norm_interface"):
         return _normed(op)
@@ -45,7 +51,8 @@ def follow_views(op: Op) -> list[list[View]] | None:
         if is_computed or op.name in _OTHER_VALUES:
             return [_computed(op, every)]
         return [[replace(v, index=tuple(i.expand(outs[0].shape) for i in v.index)) for v in every]]
-    views = {id(x): op.views(x) if x.is_floating_point() or x.is_complex() else [] for x in op.tensors}
+    of = op.views if views_of is None else views_of
+    views = {id(x): of(x) if x.is_floating_point() or x.is_complex() else [] for x in op.tensors}
     if not op.spec.is_move and op.name not in _PICKS:
         return None
     if outs[0].numel() > FOLLOWED_VIEW_ENTRIES and op.name not in _DIMS_APART:

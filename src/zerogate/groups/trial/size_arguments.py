@@ -63,8 +63,8 @@ def size_arguments(step: Step) -> list[SizeArgument]:
 def output_sizes(step: Step) -> list[SizeArgument]:
     """Sizes of an op's results: whatever else meets these must have the same."""
     sizes: list[SizeArgument] = []
-    for i, (full, labels) in enumerate(step.outs):
-        if isinstance(labels, Tensor):
+    for i, (full, results) in enumerate(step.outs):
+        for labels in tensors_among([results]):
             rows = ((d, n, varying_rows(labels, d)) for d, n in enumerate(full))
             sizes += [SizeArgument(n, r, f"result {i}", d - len(full)) for d, n, r in rows if r is not None]
     return sizes

@@ -109,9 +109,9 @@ class Widths:
         if group.slice.start in self._structure.inputs:  # selecting inputs is an op more
             return ()
         if self._multiple > 1 and group.kind == "channel":
-            return range(self._multiple, n, self._multiple)
+            return range(-(-group.least // self._multiple) * self._multiple, n, self._multiple)
         # a width of one is broadcast where it does not belong
-        return range(1 if n < 4 else 2, n)
+        return range(max(group.least, 1 if n < 4 else 2), n)
 
     def _counts(self) -> list[int]:
         """How many units each group keeps at first.
@@ -124,11 +124,11 @@ class Widths:
         distinct = sorted(set(kinds), reverse=True)
         share = {kind: 0.4 + 0.3 * i / (len(distinct) - 1) if i else 0.4 for i, kind in enumerate(distinct)}
         taken: dict[int, set[int]] = defaultdict(set)
-        orders: dict[tuple[int, int, str], list[int]] = {}
+        orders: dict[tuple[int, int, str, int], list[int]] = {}
         counts = []
         for group, kind, places in zip(groups, kinds, self._places, strict=True):
             if choice := self._choice(group):
-                key = *kind, group.kind
+                key = *kind, group.kind, group.least
                 if key not in orders:
                     orders[key] = _in_order(choice, share[kind] * group.units)
                 used, order = taken[kind[0]], orders[key]
