@@ -12,7 +12,7 @@ from zerogate.errors import ZerogateError
 from zerogate.gates import fused
 from zerogate.masking.forward import GatedForward
 from zerogate.modules.index import lists_with, modules_by_name, split_name
-from zerogate.modules.internals import parameters_of, replica_parameters_of
+from zerogate.modules.internals import replica_parameters_of
 
 _GATED = "_zerogate_gated"
 """Marks the modules of a replica whose gates have been drawn."""
@@ -24,7 +24,7 @@ def begin_replica(forward: GatedForward, replica: nn.Module) -> None:
     Raises `ZerogateError` where gates do not lie on weights alone.
     """
     layout = forward.layout
-    listed = any(lists_with(owner, parameters_of(owner)[attribute]) for owner, attribute in forward.places.values())
+    listed = any(lists_with(owner, owner.get_parameter(attribute)) for owner, attribute in forward.places.values())
     if forward.per_example or layout.structure.norms or layout.computed or listed:
         what = (
             "drawn for every example"
