@@ -147,6 +147,8 @@ class _Replay:
             raise _Diverged(_wrong_size(self._steps[self.at]) if is_slice else _ANOTHER_WAY)
         if self._sources.read != self._steps[self.at].sources:
             raise _Diverged(f"what {spec.name} reads depends on a size")
+        if "group_norm" in spec.name:
+            self._check_groups(self._steps[self.at], bind(func, args, kwargs))
         self.running = True
 
     def decided(self, func: AtenOp, out: object) -> object:
@@ -206,11 +208,12 @@ class _Replay:
             for argument, rows in slice_starts(step, step.bound()):
                 if bound.get(argument) not in (self._sizes.count(rows), None):
                     raise _Diverged(_wrong_size(step))
-        elif "group_norm" in step.name:
-            bound = bind(func, args, kwargs)
-            groups = bound.get("num_groups"), bound.get("group")
-            if any(self._sizes.count(argument.rows) not in groups for argument in self._arguments.of(step)):
-                raise _Diverged(f"{step.name} in a number of groups that is written down")
+
+    def _check_groups(self, step: Step, bound: Kwargs) -> None:
+        """Compares a number of groups with what is left of them, before the op refuses channels that it does not divide."""
+        groups = bound.get("num_groups"), bound.get("group")
+        if any(self._sizes.count(argument.rows) not in groups for argument in self._arguments.of(step)):
+            raise _Diverged(f"{step.name} in a number of groups that is written down")
 
     def _stays_even(self, func: AtenOp, spec: OpSpec, args: Args, kwargs: Kwargs, tensors: list[Tensor]) -> bool | None:
         """What may be said of a result that has another size than recorded: True if it is the same everywhere, False if it
