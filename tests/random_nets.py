@@ -36,7 +36,7 @@ class _Macs(TorchDispatchMode):
             self.total += entries.numel() * columns
         elif name == "matmul" and any(isinstance(x, nn.Parameter) for x in args):
             self.total += out.numel() * args[0].shape[-1]
-        elif name == "einsum":  # of two operands, one of them a parameter
+        elif name == "einsum" and any(isinstance(x, nn.Parameter) for x in args[1]):  # of two operands
             words = args[0].partition("->")[0].split(",")
             sizes = {c: n for word, x in zip(words, args[1], strict=True) for c, n in zip(word, x.shape, strict=True)}
             self.total += math.prod(sizes.values())

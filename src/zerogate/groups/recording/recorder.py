@@ -266,7 +266,7 @@ class Recorder:
             self.tracer.node,
             self._sources.read,
         )
-        if not self.recording.meta:
+        if not self.recording.meta and (entering or not any(op.views(x) for x in op.tensors)):
             step.decision = decision_of(op.tensors, op.out, [x for x in outputs if x in self._labels])
         self.recording.steps.append(step)
         of_constants = {i: self.constants.views_of(x) for i, x in enumerate(outputs)}

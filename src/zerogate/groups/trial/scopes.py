@@ -102,7 +102,7 @@ class Scopes:
         known = self._of_tensor.get(id(labels))
         if known is None:
             start, shape, stride = labels.storage_offset(), labels.shape, labels.stride()
-            vary = [(n, step) for n, step in zip(shape, stride, strict=True) if n > 1 and step]
+            vary = [(n, step) for n, step in zip(shape, stride, strict=True) if n > 1 and step and labels.numel()]
             end = start + sum([(n - 1) * step for n, step in vary])
             found = []
             for n, step in vary:
