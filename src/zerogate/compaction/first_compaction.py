@@ -69,20 +69,20 @@ def _closed_at_random(cuttable: Cuttable, inputs: Inputs, layout: Layout, whole:
     """The model with random units closed, but none of the groups that stay whole: of each other group any number that
     it can lose, so that widths that could be mistaken for one another differ otherwise than in a trial."""
     structure, generator = layout.structure, torch.Generator().manual_seed(1)
-    kept = torch.ones(structure.units, dtype=torch.bool)
+    is_open = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
-        if group.units > group.least and group.name not in whole:
+        if group.units > 1 and group.name not in whole:
             order = torch.randperm(group.units, generator=generator)
-            closed = int(torch.randint(1, group.units - group.least + 1, (1,), generator=generator))
-            kept[group.slice.start + order[:closed]] = False
+            closed = int(torch.randint(1, group.units, (1,), generator=generator))
+            is_open[group.slice.start + order[:closed]] = False
     return Deployed(
         cuttable,
         inputs,
         structure,
-        kept,
+        layout.cost.kept(is_open, is_open.float()),
         unit=layout.unit,
         gated_names=tuple(layout.names),
-        mask=lambda weights: masked(layout.placements, layout.names, weights, kept),
+        mask=lambda weights: masked(layout.placements, layout.names, weights, is_open),
     )
 
 
@@ -93,10 +93,10 @@ def _reason(failure: str, at_fault: Sequence[Group]) -> str:
 
 
 def masked(
-    placements: Sequence[Placement], names: Sequence[str], weights: Sequence[Tensor], kept: Tensor
+    placements: Sequence[Placement], names: Sequence[str], weights: Sequence[Tensor], is_open: Tensor
 ) -> list[Tensor]:
-    """Weights, in the order of their names, with zeros where they read units that do not stay, bool [units]."""
-    z = torch.cat([kept, kept.new_ones(1)])  # the last is that of −1
+    """Weights, in the order of their names, with zeros where they read units that are not open, bool [units]."""
+    z = torch.cat([is_open, is_open.new_ones(1)])  # the last is that of −1
     products = dict(zip(names, weights, strict=True))
     for placement in placements:
         weight = products[placement.weight]
