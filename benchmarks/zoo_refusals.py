@@ -53,7 +53,8 @@ KINDS = (
     ),
     Kind(
         "OP to a size that is written down",
-        r"\w+ to a size that is written down|\w+ in a number of groups that is written down|"
+        r"\w+ to a size that is written down|\w+ of tensors whose sizes no longer agree|"
+        r"\w+ in a number of groups that is written down|"
         r"\w+ with a number that depends on the size",
         "The forward has the number of channels, or of heads, as a constant (`x.view(n, 8, 64)`), or takes it from where "
         "zerogate cannot set it. A smaller tensor would not fit there.",

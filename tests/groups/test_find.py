@@ -135,7 +135,7 @@ REFUSING = {
     "index by values": (lambda x: x[x.flatten(1).argmax(1) % 2], "argmax over channels"),
     "index by a mask": (lambda x: x[(x > 9e9).sum((1, 2, 3)) == 0], "sum over channels"),
     "picked at channels' places": (lambda x: x.gather(1, (x > 0).long()), "gather among channels"),
-    "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "to a size that is written down"),
+    "written into": (lambda x: torch.zeros(2, 8, 6, 6, dtype=x.dtype).add_(x), "tensors whose sizes no longer agree"),
     "convolution along channels": (
         lambda x: (
             F.conv1d(x.mean((2, 3))[:, None], torch.ones(1, 1, 3, dtype=x.dtype), padding=1)[:, 0, :, None, None] * x

@@ -148,14 +148,14 @@ CASES: dict[str, Case] = {
         {"a": nn.Linear(12, 32), "head": nn.Linear(32, 2)},
         TOKENS,
         {"a": 32},
-        "to a size that is written down",
+        "tensors whose sizes no longer agree",
     ),
     "filled and counted": (
         lambda m, x: m.head(m.a(x) * torch.full((32,), 0.3, dtype=x.dtype) + torch.arange(32, dtype=x.dtype)),
         {"a": nn.Linear(12, 32), "head": nn.Linear(32, 2)},
         TOKENS,
         {"a": 32},
-        "to a size that is written down",
+        "tensors whose sizes no longer agree",
     ),
     "a norm of a literal width": (
         lambda m, x: m.head(m.norm(m.a(x))),

@@ -37,7 +37,7 @@ def test_a_run_that_follows_its_labels_is_followed_to_the_end() -> None:
         (lambda x: torch.cat([x[:, 3:], x[:, :3]], 1), "slice", "slice at a fixed place among channels"),
         (lambda x: x * x.shape[1], "mul", "mul with a number that depends on the size"),
         (lambda x: x.relu() if x.shape[1] == 8 else x.tanh(), "relu", "the forward takes another way"),
-        (lambda x: x + torch.ones(8), "add", "to a size that is written down"),
+        (lambda x: x + torch.ones(8), "add", "add of tensors whose sizes no longer agree"),
         (
             lambda x: (y := x.relu()).abs() + (x if x.shape[1] == 8 else y),
             "add",

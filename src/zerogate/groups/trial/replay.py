@@ -22,7 +22,7 @@ from zerogate.groups.recording.record import RecordedRun, Recording, ResultLabel
 from zerogate.groups.recording.sources import Source, Sources
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
-from zerogate.groups.trial.size_arguments import SizeArguments, slice_starts
+from zerogate.groups.trial.size_arguments import SizeArguments, size_arguments, slice_starts
 from zerogate.groups.trial.sizes import Shape, Sizes
 from zerogate.modules.internals import storage_key
 from zerogate.modules.run import Inputs, call
@@ -258,4 +258,5 @@ def _only_broadcasts(x: Tensor, shape: Shape, full: Shape) -> bool:
 def _wrong_size(step: Step) -> str:
     if step.spec.family is Family.SLICE:
         return f"{step.name} at a fixed place among channels"
-    return f"{step.name} to a size that is written down"
+    given = step.spec.family is Family.FACTORY or size_arguments(step)
+    return f"{step.name} " + ("to a size that is written down" if given else "of tensors whose sizes no longer agree")
