@@ -153,14 +153,16 @@ class PackedAttention(nn.Module):
 
     def __init__(self, rng: Rng, width: int, tokens: int) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = rng.choice([2, 3, 4]), rng.choice([2, 3, 4])
+        self.num_heads, self.head_dim = rng.choice([1, 2, 2, 3, 3, 4, 4]), rng.choice([2, 3, 4])
+        self.ends = rng.choice(["flatten", "-1", "inner"])
+        if width % self.num_heads == 0 and rng.random() < 0.2:  # as wide as what comes in, and said so
+            self.head_dim, self.ends = width // self.num_heads, "input"
         self.inner = self.num_heads * self.head_dim
         self.scale = self.head_dim**-0.5
         self.qkv = nn.Linear(width, 3 * self.inner, bias=rng.random() < 0.7)
         self.proj = nn.Linear(self.inner, width)
         self.way = rng.choice(["reshape", "reshape", "chunk", "unflatten"])
         self.kind = rng.choice(["fused", "softmax", "softmax", "channels"])
-        self.ends = rng.choice(["flatten", "-1", "inner"])
         normed = rng.random() < 0.3
         self.q_norm, self.k_norm = (nn.LayerNorm(self.head_dim) if normed else nn.Identity() for _ in range(2))
         self.bias = nn.Parameter(torch.randn(self.num_heads, tokens, tokens)) if rng.random() < 0.2 else None
@@ -170,7 +172,7 @@ class PackedAttention(nn.Module):
         self.temperature = nn.Parameter(torch.rand(self.num_heads, 1, 1) + 0.5) if rng.random() < 0.3 else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
+        b, n, c = x.shape
         if self.way == "reshape":
             q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         elif self.way == "chunk":
@@ -193,7 +195,7 @@ class PackedAttention(nn.Module):
         x = x.transpose(1, 2)
         if self.ends == "flatten":
             return self.proj(x.flatten(2))
-        return self.proj(x.reshape(b, n, -1 if self.ends == "-1" else self.inner))
+        return self.proj(x.reshape(b, n, {"-1": -1, "inner": self.inner, "input": c}[self.ends]))
 
 
 class GroupedAttention(nn.Module):
@@ -422,7 +424,7 @@ class RandomSequence(nn.Module):
 
 MAPS = """conv conv conv conv conv depthwise grouped grouped transposed norm norm norm norm act act sum sum cat cat max avg
 shuffle blend affine mul flip mirror halves swap glu maxout split se se mlp hour hour resize reshape dropout spatial
-computed inplace stack evens twice pixels""".split()
+computed inplace stack evens twice pixels pairs branch""".split()
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -485,6 +487,30 @@ class Shuffle(nn.Module):
         return x.view(b, self.groups, c // self.groups, *size).transpose(1, 2).reshape(b, c, *size)
 
 
+class Pairs(nn.Module):
+    """A layer of which two channels are normalised together, laid out as wide as what came in."""
+
+    def __init__(self, nd: int, n: int) -> None:
+        super().__init__()
+        self.conv, self.norm = CONV[nd](n, n, 1), nn.GroupNorm(n // 2, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).flatten(2).sin().view(x.shape[0], x.shape[1], *x.shape[2:])
+
+
+class Branch(nn.Module):
+    """Goes by a width: one tensor or another, one number or another."""
+
+    def __init__(self, rng: Rng, n: int) -> None:
+        super().__init__()
+        self.width, self.written, self.numbers = n, n if rng.random() < 0.3 else None, rng.random() < 0.3
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = x.shape[1] == (self.width if self.written is None else self.written)
+        y = x.tanh()
+        return y * (2.0 if whole else 3.0) if self.numbers else y + (x if whole else y)
+
+
 class Maps(nn.Module):
     """A random graph of steps over a pool of feature maps of one size; the last one comes out."""
 
@@ -539,6 +565,10 @@ class Maps(nn.Module):
             return map_norm(rng, nd, n) if n > 1 else BATCH[nd](n)
         if kind == "act":
             return nn.PReLU(n) if rng.random() < 0.2 else activation(rng)
+        if kind == "pairs" and n % 2 == 0 and n > 2:
+            return Pairs(nd, n)
+        if kind == "branch":
+            return Branch(rng, n)
         if kind == "affine":
             scale = nn.ParameterList([torch.rand(n, *[1] * nd) + 0.5])
             return Lambda(lambda m, x: x * m.scale[0], scale=scale)

@@ -39,7 +39,9 @@ def check(family: str, seed: int) -> None:
         small = sparse.compact().eval()
         model.eval()
         with torch.no_grad():
-            assert relative(model(fresh), small(fresh)) <= 1e-10
+            whole, left = model(fresh), small(fresh)
+        # where all cancels out, what is left is rounding alone
+        assert relative(whole, left) <= 1e-10 or max(whole.abs().max(), left.abs().max()) < 1e-14
         cost = sparse.cost(hard=True)
         assert cost.params == sum(p.numel() for p in small.parameters())
         assert cost.macs == layer_macs(small, x)
