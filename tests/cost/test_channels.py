@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import zerogate as zg
 from support import Lambda, Residual, close_randomly, count_macs
@@ -203,3 +204,25 @@ def test_transposed_convolutions_in_groups_count() -> None:
     sparse = zg.sparsify(model, x)
     assert sparse.dense_cost == zg.Cost(sum(p.numel() for p in model.parameters()), count_macs(model, x))
     assert [g.name for g in sparse.groups] == ["a", "b", "c"]
+
+
+class Conditional(nn.Module):
+    """A convolution whose weight is a mixture of several, by what the network computes of each example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.router, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 3), nn.Conv2d(6, 4, 1)
+        self.weights = nn.Parameter(torch.randn(3, 6 * 8 * 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, _, h, w = x.shape
+        mixed = (self.router(x.mean((2, 3))).sigmoid() @ self.weights).view(n * 6, 8, 3, 3)
+        return self.head(torch.conv2d(x.reshape(1, n * 8, h, w), mixed, padding=1, groups=n).view(n, 6, h, w))
+
+
+def test_convolutions_whose_weight_a_layer_has_made_count() -> None:
+    model, x = Conditional(), torch.randn(2, 3, 8, 8)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert zg.sparsify(model, x).dense_cost.macs == counter.get_total_flops() // 2 // len(x)

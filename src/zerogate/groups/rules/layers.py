@@ -74,8 +74,11 @@ def read_sheets(op: Op, sheets: list[Tensor], ndim: int, layer: Layer, shape: tu
 
 
 def record_macs(op: Op) -> None:
-    """Records what a layer costs that could not be followed: it still runs."""
+    """Records what a layer costs that could not be followed: it still runs. Of products, those with a parameter are
+    layers; convolutions and linear layers are, whatever has made their weight."""
     operands = [x for x in op.tensors if len(views := op.views(x)) == 1 and views[0].is_whole and x.ndim > 1]
+    if "conv" in op.name or op.name == "linear":
+        operands = [op.bound["weight"]]
     if not operands:
         return
     weight, out = operands[0], op.results[0]
