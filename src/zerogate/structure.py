@@ -158,6 +158,7 @@ class Structure:
         choice: which outputs of the network count, see `modules.outputs`.
         set_by_forward: names of attributes, as ``path.attribute``, that state sizes and that a run of the model has set.
         trains_apart: whether the network does other things in training mode, which are followed here, too.
+        sizes: lengths of axes that a run has shown, those of buffers among them.
         unseen_training: why it is not known what the network does in training mode; empty where it is.
         plain: modules that are cut as the plain layers to which they amount → these. The names of tensors are then those
             of the plain layers: ``weight``, and perhaps ``bias``.
@@ -178,7 +179,12 @@ class Structure:
     choice: OutputChoice = ALL_OUTPUTS
     trains_apart: bool = False
     unseen_training: str = ""
+    sizes: Mapping[Axis, int] = field(default_factory=dict)
     plain: dict[str, PlainLayer] = field(default_factory=dict)
+
+    def size(self, axis: Axis, shapes: Mapping[str, torch.Size]) -> int:
+        """The length of an axis of the dense network; ``shapes``: of its parameters, in which buffers are none."""
+        return self.sizes[axis] if axis in self.sizes else shapes[axis[0]][axis[1]]
 
     @property
     def units(self) -> int:

@@ -71,7 +71,7 @@ class Terms:
                 if axis in number:
                     factors.append(number[axis])
                 elif axis is not None:
-                    coefficient *= shapes[axis[0]][axis[1]]
+                    coefficient *= structure.size(axis, shapes)
             terms[tuple(factors)][1] += coefficient
         coefficients = torch.tensor(list(terms.values()), dtype=torch.float64).view(-1, 2).T.contiguous()
         return Terms(EntryProducts.of(list(terms), len(number)), coefficients)

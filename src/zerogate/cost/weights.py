@@ -25,7 +25,7 @@ class WeightCost(CostModel):
 
     def __init__(self, structure: Structure, slices: Mapping[str, slice], shapes: Mapping[str, torch.Size]) -> None:
         def size(axis: Axis | None) -> int:
-            return 1 if axis is None else shapes[axis[0]][axis[1]]
+            return 1 if axis is None else structure.size(axis, shapes)
 
         macs: dict[str, float] = dict.fromkeys(slices, 0.0)  # of one entry of each gated tensor
         self._fixed_macs = 0.0

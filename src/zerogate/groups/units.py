@@ -128,6 +128,7 @@ def units_of(recording: Recording, allowed: UnitFilter) -> Structure:
         reasons=dict(recording.unfollowed),
         unit_of=unit_of,
         places=recording.places,
+        sizes={axis: len(vector) for axis, vector in recording.axes.items()},
         set_by_forward=frozenset(recording.set_by_forward),
     )
 

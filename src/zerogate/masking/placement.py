@@ -69,7 +69,7 @@ def weight_placements(
     groups: list[Group] = []
     start = 0
     for c in structure.calls:
-        if not c.weight or not c.macs or c.layer in excluded or any(p.weight == c.weight for p in placements):
+        if c.weight not in shapes or not c.macs or c.layer in excluded or any(p.weight == c.weight for p in placements):
             continue
         if c.computed and c.weight in structure.reasons:
             continue

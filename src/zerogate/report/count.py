@@ -55,7 +55,7 @@ def make_report(network: GatedNetwork) -> Report:
     counts = _Counts(network)
     rows: dict[str, Row] = {}
     for c in counts.structure.calls:
-        if c.weight and not (c.training and c.weight in rows):
+        if c.weight in counts.parameters and not (c.training and c.weight in rows):
             rows[c.weight] = _row_of_call(counts, c)
     others = [_row_of_others(counts, layer, names) for layer, names in _not_called(counts, rows).items()]
     layout = network.layout

@@ -196,7 +196,8 @@ class ParameterTable(ParameterViews):
             sizes = [weight.shape[d] for d in dims if d is not None]
             self._record(self._tracer.module, "", None, None, macs * math.prod(sizes), channel_dim)
             if entering is not None and entering.any():
-                raise Freeze(COMPUTED)
+                is_buffer = self.is_one(weight) and views[0].name not in self._trainable
+                raise Freeze("a layer whose weight is a buffer" if is_buffer else COMPUTED)
             return None
         others = [view for view in views if view.name != whole.name]
         if own_in is not None and consumed is not None:
@@ -254,7 +255,9 @@ class ParameterTable(ParameterViews):
         self, weight: Tensor, bias: Tensor | None, vector: Tensor | None, macs: float, channel_dim: int
     ) -> Tensor | None:
         """Records a convolution in groups each of which is one unit; see `RuleContext.record_grouped_conv`."""
-        whole = self.carrier_of(weight)
+        views, whole = self.views_of(weight), self.carrier_of(weight)
+        if whole is None and len(views) == 1 and views[0].is_whole and not views[0].changed:
+            whole = views[0]  # a buffer: no gate lies on it, it is only sliced
         own = None if whole is None else self._own_dim(whole, weight, 0)
         if whole is None or own is None or vector is None or not vector.any():
             macs *= weight.shape[0]
