@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,17 @@ Architecture = dict[str, str | Size]
 """See `architecture`."""
 
 
-class _Tables(TypedDict, total=False):
+class _WhereThereAreAny(TypedDict, total=False):
+    """The keys of a `StoredStep` that are left out where there would be nothing in them."""
+
     tables: list[list[object]]
     """Rows [path, dim, indices] of `Plan.keep` for tensors that modules have not registered, at the first of their
-    `Plan.places`; left out where there are none."""
+    `Plan.places`."""
+    plain: dict[str, dict[str, object]]
+    """`Plan.plain`, see `describe_plain`."""
 
 
-class StoredStep(_Tables):
+class StoredStep(_WhereThereAreAny):
     """One `Plan` as JSON values; tensors are lists of indices."""
 
     keep: list[list[object]]
@@ -48,8 +52,6 @@ class StoredStep(_Tables):
     """Rows [module, attribute, value] of `Plan.attributes`."""
     attention: dict[str, dict[str, bool]]
     """As `Plan.attention`."""
-    plain: NotRequired[dict[str, dict[str, object]]]
-    """`Plan.plain`, where there are any, see `describe_plain`."""
 
 
 class StoredPlan(TypedDict, total=False):
