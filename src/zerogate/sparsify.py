@@ -117,11 +117,9 @@ def _layout(
     if not unit.changes_shapes:
         found = find_layers(model, inputs, allowed.exclude)
         return unit.layout(found, parameters_as_cut(model, found.plain), options)
-    round_to = (
-        options.round_to if is_whole(options.round_to) else 1
-    )  # out of range, it is refused where costs are counted
+    multiple = options.round_to if is_whole(options.round_to) else 1  # else it is refused where costs are counted
     found = find_groups(
-        model, inputs, allowed, label_inputs=label_inputs, multiple=round_to, graph=graph, choice=choice
+        model, inputs, allowed, label_inputs=label_inputs, multiple=multiple, graph=graph, choice=choice
     )
     parameters = parameters_as_cut(model, found.plain)
     layout = unit.layout(found, parameters, options)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zerogate.modules.held_numbers import Entry
+from zerogate.modules.index import owner_of
 from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
 
 Axis = tuple[str, int]
@@ -207,7 +208,7 @@ class Structure:
             if group.name in refused and ((units >= group.slice.start) & (units < group.slice.stop)).any()
         }
         axes = {axis: units for axis, units in axes.items() if (units >= 0).any()}
-        owners = {name.rpartition(".")[0] for name, _ in axes}
+        owners = {owner_of(name) for name, _ in axes}
         norms = [replace(norm, labels=renumbered[norm.labels]) for norm in self.norms]
         sizes = [replace(size, rows=renumbered[size.rows]) for size in self.size_attributes]
         return replace(

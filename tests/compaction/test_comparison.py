@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import zerogate as zg
 from support import close_randomly
 from zerogate.compaction.comparison import WholeNetworkFails, compare, difference_of, rounds_inside
-from zerogate.modules.even_draws import EvenDraws
+from zerogate.compaction.even_draws import EvenDraws
 
 
 def values(*numbers: float) -> Tensor:

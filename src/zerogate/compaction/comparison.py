@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from zerogate.compaction.even_draws import EvenDraws
 from zerogate.cutting.attention import unnest
-from zerogate.modules.even_draws import EvenDraws
 from zerogate.modules.index import named_tensors
 from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
-from zerogate.modules.run import Inputs, KeepFloat64, call, kept_rng, seed, tensors_of
+from zerogate.modules.run import Inputs, KeepFloat64, call, holds_numbers, kept_rng, seed, tensors_of, wide_dtype
 
 _SMALLEST_SCALE = 1e-5
 """An output whose largest value is a smaller share than this of the largest of all is compared with that share: it may be
@@ -82,7 +82,7 @@ def difference_of(expected: Sequence[Tensor], received: Sequence[Tensor]) -> Dif
     pairs = [
         (i, _real(x), _real(y))
         for i, (x, y) in enumerate(zip(expected, received, strict=True))
-        if (x.is_floating_point() or x.is_complex()) and x.numel()
+        if holds_numbers(x) and x.numel()
     ]
     scales = {i: x[x.isfinite()].abs().amax().item() if x.isfinite().any() else 0.0 for i, x, _ in pairs}
     smallest = _SMALLEST_SCALE * max(scales.values(), default=0.0)
@@ -157,15 +157,12 @@ def _random_state() -> list[Tensor]:
 def inputs_for(model: nn.Module, inputs: Inputs, float64: bool) -> Inputs:
     """The inputs on a device of the model, those of floating point in float64 where that is asked for."""
     devices = list(dict.fromkeys(tensor.device for _, tensor in named_tensors(model)))
-    wider = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 
     def prepared(x: object) -> object:
         if not isinstance(x, Tensor):
             return x
         x = x if not devices or x.device in devices else x.to(devices[0])  # the model has moved since
-        if float64 and x.is_complex():
-            return x.to(wider.get(x.dtype, x.dtype))
-        return x.to(torch.float64) if float64 and x.is_floating_point() else x
+        return x.to(wide_dtype(x)) if float64 else x
 
     moved: Inputs = tree_map(prepared, inputs)
     return moved

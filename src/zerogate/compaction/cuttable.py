@@ -19,7 +19,7 @@ from zerogate.groups.graph.graph_model import GraphModel
 from zerogate.modules.computed_weights import weight_norms
 from zerogate.modules.copies import copy_with, quick_copy, widened
 from zerogate.modules.index import modules_by_name, named_tensors
-from zerogate.modules.run import Inputs, KeepFloat64
+from zerogate.modules.run import Inputs, KeepFloat64, holds_numbers
 from zerogate.modules.unregistered import replace, unregistered
 from zerogate.storage.plan_json import StoredPlan, describe_plan
 from zerogate.structure import PlainLayer
@@ -212,7 +212,7 @@ def _plain_copy(model: nn.Module, without_gates: WithoutGates, float64: bool) ->
         held = [*unregistered(twin)]
         wider = {id(x): x for x in (*twin.parameters(), *twin.buffers())}
         for path, tensor in held:
-            if tensor.is_floating_point() or tensor.is_complex():
+            if holds_numbers(tensor):
                 if id(tensor) not in wider:  # one tensor in several places stays one
                     wider[id(tensor)] = widened(tensor)
                 with suppress(KeyError):  # held by a closure: out of reach

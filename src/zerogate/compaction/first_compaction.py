@@ -13,7 +13,7 @@ from zerogate.compaction.cuttable import Cuttable
 from zerogate.compaction.deployed import Deployed
 from zerogate.compaction.verify import check_comparable, groups_at_fault, try_plan
 from zerogate.errors import CompactionError
-from zerogate.masking.placement import Placement
+from zerogate.masking.placement import gated_products
 from zerogate.masking.unit import Layout
 from zerogate.modules.run import Inputs, kept_rng, tensors_of
 from zerogate.structure import Group
@@ -75,6 +75,7 @@ def _closed_at_random(cuttable: Cuttable, inputs: Inputs, layout: Layout, whole:
             order = torch.randperm(group.units, generator=generator)
             closed = int(torch.randint(1, group.units, (1,), generator=generator))
             is_open[group.slice.start + order[:closed]] = False
+    placements, z = layout.placements, torch.cat([is_open, is_open.new_ones(1)])  # the last is that of −1
     return Deployed(
         cuttable,
         inputs,
@@ -82,7 +83,7 @@ def _closed_at_random(cuttable: Cuttable, inputs: Inputs, layout: Layout, whole:
         layout.cost.kept(is_open, is_open.float()),
         unit=layout.unit,
         gated_names=tuple(layout.names),
-        mask=lambda weights: masked(layout.placements, layout.names, weights, is_open),
+        mask=lambda weights: gated_products(placements, layout.names, weights, [z[p.units] for p in placements]),
     )
 
 
@@ -90,15 +91,3 @@ def _reason(failure: str, at_fault: Sequence[Group]) -> str:
     """Why groups are refused that fail together."""
     others = f" together with those of {', '.join(g.name for g in at_fault[1:])}" if len(at_fault) > 1 else ""
     return f"the network {failure}, when channels are removed at random{others}"
-
-
-def masked(
-    placements: Sequence[Placement], names: Sequence[str], weights: Sequence[Tensor], is_open: Tensor
-) -> list[Tensor]:
-    """Weights, in the order of their names, with zeros where they read units that are not open, bool [units]."""
-    z = torch.cat([is_open, is_open.new_ones(1)])  # the last is that of −1
-    products = dict(zip(names, weights, strict=True))
-    for placement in placements:
-        weight = products[placement.weight]
-        products[placement.weight] = weight * z[placement.units].view(placement.view).to(weight)
-    return list(products.values())

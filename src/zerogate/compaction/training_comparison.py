@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from zerogate.compaction.comparison import Difference, difference_of, inputs_for, outputs_of
 from zerogate.compaction.cuttable import Cuttable
 from zerogate.compaction.deployed import Deployed
+from zerogate.compaction.even_draws import EvenDraws
 from zerogate.cutting.attention import unnest
 from zerogate.cutting.plan import Plan
 from zerogate.masking.norms import attach_kept
-from zerogate.modules.even_draws import EvenDraws
 
 _ROUNDING = 1e-10
 """A difference up to which nothing more is asked."""

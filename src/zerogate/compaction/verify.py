@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,14 +16,12 @@ from zerogate.compaction.fault import smallest_failing
 from zerogate.compaction.training_comparison import compare_in_training
 from zerogate.cutting.plan import Plan
 from zerogate.errors import CompactionError, class_and_line, no_weights
-from zerogate.groups.code_lines import is_internal, located
+from zerogate.groups.code_lines import line_of
 from zerogate.masking.norms import attach_kept
 from zerogate.modules.copies import copy_with, widened
 from zerogate.modules.index import named_tensors
 from zerogate.modules.run import tensors_of
 from zerogate.structure import Group
-
-_PACKAGE = str(Path(__file__).parents[1])
 
 TOLERANCE = 1e-10
 """Largest difference from the gated network that compaction accepts, of each output relative to its largest value, in
@@ -102,7 +98,7 @@ def try_plan(deployed: Deployed, plan: Plan) -> Outcome:
             if not float64:
                 raise
         except Exception as error:
-            return Outcome(math.inf, f"does not run: {class_and_line(error)}{_line_of(error)}", error)
+            return Outcome(math.inf, f"does not run: {class_and_line(error)}{line_of(error)}", error)
         else:
             failure = None
             if float64 and allowed < difference.value <= TOLERANCE_ROUNDED_INSIDE:
@@ -120,7 +116,7 @@ def _failure_in_training(deployed: Deployed, plan: Plan, float64: bool) -> str |
     try:
         difference = compare_in_training(deployed, plan, float64)
     except Exception as error:
-        return f"does not run in training mode: {class_and_line(error)}{_line_of(error)}"
+        return f"does not run in training mode: {class_and_line(error)}{line_of(error)}"
     allowed = TOLERANCE_IN_TRAINING if float64 else TOLERANCE_OWN_PRECISION
     if difference is None or not difference.value > allowed:
         return None
@@ -153,13 +149,6 @@ def _way_out(deployed: Deployed) -> str:
         return "Please report the model"
     which = f"the channels of {names[0]}" if len(names) == 1 else f"the channels of {', '.join(names)} together"
     return f"What fails is to remove {which}: sparsify with exclude={names!r} keeps them. Please report the model, too"
-
-
-def _line_of(error: Exception) -> str:
-    """The innermost line of the user's code that an error came through, as in ``(net.py:12)``."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_internal(f.filename)]
-    frames = [f for f in frames if not f.filename.startswith(_PACKAGE)]
-    return located("", "", (frames[-1].filename, frames[-1].lineno or 0)) if frames else ""
 
 
 def difference(deployed: Deployed, small: nn.Module) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import torch
@@ -21,3 +22,11 @@ def located(reason: str, module: str, place: Place) -> str:
     """A reason with the module and the line that it holds for: ``softmax over channels in head (net.py:12)``."""
     line = f" ({place[0].replace(chr(92), '/').rpartition('/')[2]}:{place[1]})" if place[0] else ""
     return f"{reason}{f' in {module}' if module else ''}{line}"
+
+
+def line_of(error: Exception) -> str:
+    """The innermost line of the user's code that an error came through, as in `` (net.py:12)``; "" where there is none."""
+    files = str(_PACKAGE)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_internal(f.filename)]
+    frames = [f for f in frames if not f.filename.startswith(files)]
+    return located("", "", (frames[-1].filename, frames[-1].lineno or 0)) if frames else ""

@@ -149,14 +149,9 @@ class _Trial:
 
     def _own_names(self) -> list[str]:
         """The norm's own tensors with an entry for each channel; those that are mostly added come first."""
-        names = dict.fromkeys(n for n, _ in self.structure.axes if n in dict(self._own_tensors()))
-        return sorted(names, reverse=True, key=lambda n: list(names).index(n))
-
-    def _own_tensors(self) -> list[tuple[str, Tensor]]:
         n = len(self.norm.labels)
-        return [
-            (k, x) for k, x in named_tensors(self.gated) if "." not in k and x.numel() == n and x.is_floating_point()
-        ]
+        own = {k for k, x in named_tensors(self.gated) if "." not in k and x.numel() == n and x.is_floating_point()}
+        return [*reversed(dict.fromkeys(name for name, _ in self.structure.axes if name in own))]
 
     def _is_exact(self, rule: NormRule, expected: Tensor) -> bool:
         """Whether the gated norm gives, by this rule, what the cut one does: where it has channels, for those that stay."""

@@ -15,6 +15,7 @@ from torch import nn
 from zerogate.cutting.plain_layers import amounts_to, is_read_once
 from zerogate.groups.norms import random_double
 from zerogate.groups.recording.record import Recording
+from zerogate.modules.index import owner_of
 from zerogate.structure import PlainLayer, Structure
 
 
@@ -48,7 +49,7 @@ def _refuse(recording: Recording, layer: PlainLayer, where: str) -> None:
 
 def in_use(structure: Structure, plain: dict[str, PlainLayer]) -> dict[str, PlainLayer]:
     """Those of the plain layers that lose slices, or whose weight gates multiply."""
-    touched = {name.rpartition(".")[0] for name, _ in structure.axes}
+    touched = {owner_of(name) for name, _ in structure.axes}
     return {path: layer for path, layer in plain.items() if path in touched}
 
 

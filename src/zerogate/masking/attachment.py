@@ -16,7 +16,7 @@ from zerogate.errors import ZerogateError
 from zerogate.masking import norms
 from zerogate.masking.forward import GatedForward
 from zerogate.masking.hooks import Begin, ComputedWeightGates, End, Multiply, Owned, Shadow, StatisticsWeights, Unshadow
-from zerogate.modules.index import lists_with, modules_by_name, owner_of, split_name, tied_names
+from zerogate.modules.index import lists_with, modules_by_name, split_name, tied_names
 from zerogate.modules.internals import CONVOLUTION, parameters_of, pre_hooks_of
 
 
@@ -92,7 +92,7 @@ class Attachment:
         tied = tied_names(self.model)
         shadows: dict[str, list[tuple[Owned, int]]] = {}
         own = {n: name for n, name in enumerate(self._forward.names) if name not in self._forward.layout.computed}
-        self._forward.places = {name: (modules[owner_of(name)], name.rpartition(".")[2]) for name in own.values()}
+        self._forward.places = {name: _owned(modules, name)[:2] for name in own.values()}
         for number, weight in own.items():
             places = [(_owned(modules, name), number) for name in tied[weight]]
             for reader in dict.fromkeys(c.host for c in self._structure.calls if c.weight == weight):

@@ -24,6 +24,7 @@ from zerogate.gates import fused
 from zerogate.gates.fused import Recompute
 from zerogate.masking.activations import ScaleChannels, Spread
 from zerogate.masking.fused_weights import MaskWeights, weight_batches
+from zerogate.masking.placement import gated_products
 from zerogate.masking.recomputation import Draw, DrawHistory
 from zerogate.masking.state import Gates
 from zerogate.masking.unit import Layout
@@ -189,11 +190,7 @@ class GatedForward:
                     masked[number] = product
             return masked
         spread = torch.cat([z, z.new_ones(1)])[self.gates.index].split(self._lengths)
-        by_name = dict(zip(self.names, weights, strict=True))
-        for p, part in zip(self._placements, spread, strict=True):
-            w = by_name[p.weight]
-            by_name[p.weight] = w * part.view(p.view).to(w.dtype)
-        return [*by_name.values()]
+        return gated_products(self._placements, self.names, weights, spread)
 
     def _by_example(self, z: Tensor) -> list[Tensor]:
         """Gates of every placement, [examples, channels], of gates z, [examples, units]."""

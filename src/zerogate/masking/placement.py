@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,17 @@ class Placement:
 def broadcast_along(dim: int, dims: int) -> tuple[int, ...]:
     """The shape in which a vector lies along one dimension of so many, to be broadcast over the others."""
     return tuple(-1 if d == dim % dims else 1 for d in range(dims))
+
+
+def gated_products(
+    placements: Iterable[Placement], names: Sequence[str], weights: Sequence[Tensor], z: Iterable[Tensor]
+) -> list[Tensor]:
+    """Weights, in the order of their names, times the gates on them: z[units] of each placement."""
+    products = dict(zip(names, weights, strict=True))
+    for p, part in zip(placements, z, strict=True):
+        weight = products[p.weight]
+        products[p.weight] = weight * part.view(p.view).to(weight)
+    return [*products.values()]
 
 
 def channel_placements(structure: Structure, parameters: Mapping[str, nn.Parameter]) -> list[Placement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Layout:
         """Names of the weights on which gates lie, each once."""
         return list(dict.fromkeys(p.weight for p in self.placements))
 
-    @property
+    @cached_property
     def computed(self) -> dict[str, Placement]:
         """Those of them that their layers compute → how gates lie on them."""
         return {p.weight: p for p in self.placements if p.computed}

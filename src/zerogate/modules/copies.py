@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from zerogate.modules.index import modules_by_name, named_tensors
 from zerogate.modules.internals import buffers_of, parameters_of
 from zerogate.modules.rebinding import Memo, Rebinding, refers_to_anything
+from zerogate.modules.run import holds_numbers, wide_dtype
 
 T = TypeVar("T")
 
@@ -47,8 +48,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for tensor in [*parameters_of(module).values(), *buffers_of(module).values()]:
             if tensor is not None and id(tensor) not in memo:
-                counts = not (tensor.is_floating_point() or tensor.is_complex())
-                memo[id(tensor)] = tensor.detach().clone() if counts else on_meta(tensor)
+                memo[id(tensor)] = on_meta(tensor) if holds_numbers(tensor) else tensor.detach().clone()
     return quick_copy(model, memo)
 
 
@@ -72,8 +72,7 @@ def like(x: Tensor) -> Tensor:
 
 def widened(x: Tensor) -> Tensor:
     """A copy in float64, or complex128; of the same dtype where it holds no such numbers. A parameter if ``x`` is one."""
-    kind = torch.complex128 if x.is_complex() else torch.float64 if x.is_floating_point() else x.dtype
-    wide = x.detach().to(kind, copy=True)
+    wide = x.detach().to(wide_dtype(x), copy=True)
     return nn.Parameter(wide, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else wide
 
 

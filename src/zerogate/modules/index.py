@@ -22,6 +22,11 @@ def owner_of(name: str) -> str:
     return split_name(name)[0]
 
 
+def modules_around(name: str) -> list[str]:
+    """Names of a module and of all modules around it, from the inside out; the last is the root, ``""``."""
+    return [name, *modules_around(owner_of(name))] if name else [""]
+
+
 def layer_of(name: str) -> str:
     """Name of the module that reads a parameter or buffer as its own: the owner, or, of what
     `torch.nn.utils.parametrize` keeps apart, the module that is parametrised."""

@@ -45,6 +45,16 @@ def tensors_of(value: object) -> list[Tensor]:
     return found
 
 
+def holds_numbers(x: Tensor) -> bool:
+    """Whether a tensor holds real or complex numbers: what is computed with, and not counts, indices or booleans."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """float64, or complex128; a tensor's own dtype where it holds no such numbers."""
+    return torch.complex128 if x.is_complex() else torch.float64 if x.is_floating_point() else x.dtype
+
+
 @contextmanager
 def kept_rng(model: nn.Module) -> Iterator[None]:
     """Leaves the random state of the CPU and of the model's devices as it was, and that of Python and NumPy."""

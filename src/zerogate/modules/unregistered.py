@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zerogate.modules.held_numbers import attributes_of
 from zerogate.modules.index import named_tensors
 
 Path = tuple[Any, ...]
 """A module's name, one of its attributes, and the keys, indices and attributes that lead from there to a tensor. A key of
 a dict may be anything that can be hashed."""
 
-_OWN = frozenset(vars(nn.Module())) | {"zerogate_plan"}
 _HIDDEN = object()
 """Stands in a path for a step that cannot be taken again: into a set, a closure, an argument bound by a partial."""
 
@@ -30,9 +30,7 @@ def unregistered(model: nn.Module) -> Iterator[tuple[Path, Tensor]]:
     that is held in several places is searched once."""
     seen = {id(module) for module in model.modules()}
     for prefix, module in model.named_modules():
-        waiting: list[tuple[Path, object]] = [
-            ((prefix, name), value) for name, value in vars(module).items() if name not in _OWN
-        ]
+        waiting: list[tuple[Path, object]] = [((prefix, name), value) for name, value in attributes_of(module)]
         while waiting:
             path, value = waiting.pop()
             if isinstance(value, Tensor):

@@ -74,8 +74,7 @@ class Constants:
     def _new(self, x: Tensor) -> View:
         name = f"constant {len(self._recording.constants)}"
         self._recording.constants[name] = x.shape
-        steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(x.shape)]
-        return View(name, tuple(i.expand(x.shape) for i in steps))
+        return View.whole(name, x.shape)
 
     def _note_written(self, op: Op) -> None:
         """A number that is written everywhere leaves a constant one; all else may not."""

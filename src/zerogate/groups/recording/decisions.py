@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from zerogate.modules.run import holds_numbers
+
 Decision = list[object]
 """What an op returned, its leaves in order: a copy of a tensor of whole numbers, a number, or None for what follows from
 what the op is given."""
@@ -20,11 +22,11 @@ def decision_of(tensors: Iterable[Tensor], out: object, labelled: Iterable[Tenso
     """What an op of a run with data has decided by the numbers in its tensors; None for nothing.
 
     ``labelled``: those of its results that have channels; what is said of each channel is said anew of those that stay."""
-    if not any(_holds_numbers(x) for x in tensors):
+    if not any(holds_numbers(x) for x in tensors):
         return None
     apart = {id(x) for x in (*tensors, *labelled)}
     leaves = tree_leaves(out)
-    decided = [not isinstance(x, Tensor) or not (_holds_numbers(x) or id(x) in apart) for x in leaves]
+    decided = [not isinstance(x, Tensor) or not (holds_numbers(x) or id(x) in apart) for x in leaves]
     if not any(decided):
         return None
     return [
@@ -39,7 +41,3 @@ def decided_as(decision: Decision, out: object) -> object:
     if len(leaves) != len(decision):
         return out
     return tree_unflatten([x if y is None else y for x, y in zip(leaves, decision, strict=True)], form)
-
-
-def _holds_numbers(x: Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()

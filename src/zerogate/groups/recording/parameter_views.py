@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from zerogate.groups.recording.tensor_maps import TensorMap
 from zerogate.groups.recording.tracer import Tracer
 from zerogate.groups.rules.protocol import View
 from zerogate.modules.index import named_tensors
+from zerogate.modules.run import holds_numbers
 from zerogate.modules.unregistered import Path, tensor_at
 
 
@@ -43,12 +43,10 @@ class ParameterViews:
         name = self._names.get(id(x))
         if name is None:
             return self.moved.get(x, [])
-        if not (integers or x.is_floating_point() or x.is_complex()):
+        if not (integers or holds_numbers(x)):
             return []
         if name not in self._whole:
-            shape = x.shape
-            steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(x.ndim)]) for d, n in enumerate(shape)]
-            self._whole[name] = View(name, tuple(i.expand(shape) for i in steps))
+            self._whole[name] = View.whole(name, x.shape)
         return [self._whole[name]]
 
     def is_one(self, x: Tensor) -> bool:

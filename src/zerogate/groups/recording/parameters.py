@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -287,8 +286,10 @@ class ParameterTable(ParameterViews):
         recurrent: bool = False,
     ) -> None:
         layer, macs = layer_of(weight), macs / self._examples
-        call = LayerCall(layer, host, weight, axis_in, axis_out, macs, channel_dim)
-        self._recording.calls.append(replace(call, computed=computed, recurrent=recurrent))
+        call = LayerCall(
+            layer, host, weight, axis_in, axis_out, macs, channel_dim, computed=computed, recurrent=recurrent
+        )
+        self._recording.calls.append(call)
 
 
 def _along(vector: Tensor, x: Tensor, dim: int) -> Tensor:

@@ -21,7 +21,7 @@ from zerogate.groups.recording.shape_cache import ShapeCache
 from zerogate.groups.recording.sources import Source
 from zerogate.modules.copies import like
 from zerogate.modules.outputs import ALL_OUTPUTS, OutputChoice
-from zerogate.modules.run import Inputs
+from zerogate.modules.run import Inputs, holds_numbers
 from zerogate.structure import Axis, LayerCall, Norm, PlainLayer, SizeAttribute, SizePlace
 
 NOT_ALWAYS = "{} is used with and without removable channels"
@@ -264,7 +264,7 @@ class Recording:
             if not self.meta:
                 return x.detach().clone()
             # left as it is, so that indexing it with a list does not lose the list's values
-            return like(x) if x.is_floating_point() or x.is_complex() else x.detach().to("cpu", copy=True)
+            return like(x) if holds_numbers(x) else x.detach().to("cpu", copy=True)
 
         return tree_map(prepare, inputs)
 

@@ -36,6 +36,12 @@ class View:
     normed: bool = False
     """Whether it is the direction v of torch's weight norm, g · v / ‖v‖: every such weight has a g and v of its own."""
 
+    @staticmethod
+    def whole(name: str, shape: torch.Size) -> View:
+        """All of a parameter, buffer or constant, as it is."""
+        steps = [torch.arange(n).view([-1 if i == d else 1 for i in range(len(shape))]) for d, n in enumerate(shape)]
+        return View(name, tuple(i.expand(shape) for i in steps))
+
     @property
     def is_whole(self) -> bool:
         """Whether dimensions have at most been permuted or lengthened by 1."""

@@ -19,6 +19,7 @@ from zerogate.groups.ops import Family
 from zerogate.groups.rules.on_labels import call, index_values
 from zerogate.groups.rules.op import INTEGERS, Op
 from zerogate.groups.rules.protocol import View
+from zerogate.modules.run import holds_numbers
 
 _PICKS = ("index", "index_select", "roll")
 """Picks by position that are followed."""
@@ -52,7 +53,7 @@ def follow_views(op: Op, views_of: Callable[[Tensor], list[View]] | None = None)
             return [_computed(op, every)]
         return [[replace(v, index=tuple(i.expand(outs[0].shape) for i in v.index)) for v in every]]
     of = op.views if views_of is None else views_of
-    views = {id(x): of(x) if x.is_floating_point() or x.is_complex() else [] for x in op.tensors}
+    views = {id(x): of(x) if holds_numbers(x) else [] for x in op.tensors}
     if not op.spec.is_move and op.name not in _PICKS:
         return None
     if outs[0].numel() > FOLLOWED_VIEW_ENTRIES and op.name not in _DIMS_APART:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zerogate.groups.limits import DEEPEST_SIZE, LONGEST_SIZE_LIST
 from zerogate.modules.copies import deep_copy, is_copied_plainly
 from zerogate.modules.held_numbers import Entry, attributes_of, becomes, number_at, numbers_in, with_numbers
+from zerogate.modules.index import join_name, modules_around
 
 Numbers = Mapping[tuple[str, Entry], int]
 """Attributes of one module, places in them, and what these are to become."""
@@ -20,9 +21,7 @@ def modules_near(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
 
     The last because a module's methods can be called without its forward, by the module that holds it.
     """
-    parts = path.split(".") if path else []
-    around = [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
-    return around + [f"{path}.{name}".lstrip(".") for name, _ in modules[path].named_children()]
+    return modules_around(path) + [join_name(path, name) for name, _ in modules[path].named_children()]
 
 
 def attributes_equal_to(size: int, module: nn.Module | None) -> list[tuple[str, Entry]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from zerogate.groups.ops import Family
 from zerogate.groups.recording.record import Recording, Step
 from zerogate.groups.trial.size_arguments import SizeArguments
+from zerogate.modules.index import modules_around, owner_of
 from zerogate.structure import SizePlace, Structure
 
 
@@ -35,7 +35,7 @@ class Scopes:
                 self._given[step.module].append(step)
         own = self._own()
         for scope, module in enumerate(self._given):
-            for distance, path in enumerate(_around(module)):
+            for distance, path in enumerate(modules_around(module)):
                 self._seen += [(scope, dim, min(distance, 2)) for dim in own[path]]
         self._scopes = len(self._given)
         self._attributes: set[SizePlace] = set()
@@ -84,14 +84,14 @@ class Scopes:
 
     def _own(self) -> dict[str, set[int]]:
         """Dimensions of what each module's own code handles, of modules that give sizes and those around them."""
-        relevant = {around for module in self._given for around in _around(module)}
+        relevant = {around for module in self._given for around in modules_around(module)}
         own: dict[str, set[int]] = {module: set() for module in relevant}
         for step in self._recording.steps:
             if step.module in relevant:
                 for labels in step.entering:
                     own[step.module].update(self._dimensions(labels))
         for module, given in self._recording.module_inputs.items():
-            parent = module.rpartition(".")[0] if module else module
+            parent = owner_of(module)
             for reader in {module, parent} & relevant:
                 for labels in given:
                     own[reader].update(self._dimensions(labels))
@@ -121,9 +121,3 @@ class Scopes:
             self._known[key] = len(self._ends)
             self._ends.append((first, last))
         return self._known[key]
-
-
-def _around(module: str) -> Iterable[str]:
-    """Names of a module and of all modules around it."""
-    parts = module.split(".") if module else []
-    return [".".join(parts[:i]) for i in range(len(parts), -1, -1)]

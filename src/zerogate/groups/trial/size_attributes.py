@@ -14,6 +14,7 @@ from zerogate.groups.trial.replay import Divergence
 from zerogate.groups.trial.size_arguments import SizeArgument, input_sizes, output_sizes
 from zerogate.groups.trial.trial import Trial
 from zerogate.modules.held_numbers import Entry
+from zerogate.modules.index import owner_of
 from zerogate.structure import SizeAttribute, SizePlace, Structure
 
 
@@ -55,7 +56,7 @@ class _AttributeSearch:
             before = self._recording.steps[divergence.step - 1]
             self._near |= {path: -1 for path in modules_near(before.module, trial.modules) if path not in self._near}
         self._closest = {path for path, behind in self._near.items() if behind}
-        self._closest.update([self._step.module, self._step.module.rpartition(".")[0]])
+        self._closest.update([self._step.module, owner_of(self._step.module)])
         """Modules that are searched for multiples, and deeper than the others."""
         self._candidates: list[_Candidate] = []
         self._known: set[tuple[SizePlace, int]] = set()

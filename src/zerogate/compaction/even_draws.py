@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zerogate.groups.arguments import bind, writes
 from zerogate.modules.internals import schema_of
 
 Op = Any
@@ -35,16 +36,9 @@ class EvenDraws(TorchDispatchMode):
 
 def _bernoulli(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The probability of a one, in place of ones and zeros."""
-    probability = _bound(func, args, kwargs).get("p", args[0])
-    out = args[0] if schema_of(func).is_mutable else torch.empty_like(args[0])
+    probability = bind(func, args, kwargs).get("p", args[0])
+    out = args[0] if writes(func) else torch.empty_like(args[0])
     return out.copy_(probability) if isinstance(probability, Tensor) else out.fill_(probability)
-
-
-def _bound(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, with their defaults."""
-    arguments = schema_of(func).arguments
-    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    return defaults | dict(zip([a.name for a in arguments], args, strict=False)) | kwargs
 
 
 def _dropped(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,10 +49,8 @@ def _dropped(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _without_dropout(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The op with a probability of 0 that anything is dropped."""
-    names = [argument.name for argument in schema_of(func).arguments]
-    bound = dict(zip(names, args, strict=False)) | kwargs
-    bound |= {name: 0.0 for name in ("dropout", "dropout_p") if name in bound}  # 0 is the default of both
-    return func(*[bound.pop(name) for name in names[: len(args)]], **bound)
+    bound = bind(func, args, kwargs)
+    return func(**bound | {name: 0.0 for name in ("dropout", "dropout_p") if name in bound})
 
 
 def _filled(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -82,7 +74,7 @@ def _normal(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """mean + std · z with one z for all entries."""
     with torch.random.fork_rng():
         out: Tensor = func(*args, **kwargs)
-    bound = _bound(func, args, kwargs)
+    bound = bind(func, args, kwargs)
     return out.copy_(torch.as_tensor(bound["mean"] + bound["std"] * float(torch.randn(1))))
 
 
