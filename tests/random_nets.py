@@ -376,7 +376,20 @@ class Tokens(nn.Module):
         return x
 
 
-class RandomSequence(nn.Module):
+class ReadsTokens(nn.Module):
+    """A network that reads token ids or vectors, as its seed says."""
+
+    tokens: int
+    words: bool
+    head: nn.Linear
+
+    def inputs(self, batch: int, generator: torch.Generator) -> Tensor:
+        if self.words:
+            return torch.randint(11, (batch, self.tokens), generator=generator)
+        return torch.randn(batch, self.tokens, 3, generator=generator, dtype=self.head.weight.dtype)
+
+
+class RandomSequence(ReadsTokens):
     """Token ids or vectors, blocks, and an end: tied to the embedding, of the class token, the mean or attention."""
 
     def __init__(self, seed: int) -> None:
@@ -399,11 +412,6 @@ class RandomSequence(nn.Module):
         self.head = nn.Linear(out * tokens if self.end == "flat" else out, 11 if self.end == "tied" else 3, bias=False)
         if self.end == "tied":
             self.head.weight = self.stem.weight
-
-    def inputs(self, batch: int, generator: torch.Generator) -> Tensor:
-        if self.words:
-            return torch.randint(11, (batch, self.tokens), generator=generator)
-        return torch.randn(batch, self.tokens, 3, generator=generator, dtype=self.head.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

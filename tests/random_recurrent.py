@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from random_nets import Mlp, Rng, token_norm
+from random_nets import Mlp, ReadsTokens, Rng, token_norm
 
 
 class OwnLayer(nn.Module):
@@ -131,7 +131,7 @@ class Glue(nn.Module):
         return x + y if self.beside else y
 
 
-class RandomRecurrent(nn.Module):
+class RandomRecurrent(ReadsTokens):
     """Tokens or vectors, recurrent parts of several kinds, and an end."""
 
     def __init__(self, seed: int) -> None:
@@ -146,11 +146,6 @@ class RandomRecurrent(nn.Module):
             self.parts.append(part)
         self.end = rng.choice(["each", "last", "mean"])
         self.head = nn.Linear(width, 3)
-
-    def inputs(self, batch: int, generator: torch.Generator) -> Tensor:
-        if self.words:
-            return torch.randint(11, (batch, self.tokens), generator=generator)
-        return torch.randn(batch, self.tokens, 3, generator=generator, dtype=self.head.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

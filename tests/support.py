@@ -12,8 +12,12 @@ from torch import Tensor, nn
 import zerogate as zg
 
 
-def close_randomly(sparse: zg.Sparsified, generator: torch.Generator, style: str | None = None) -> None:
-    """Sets every gate hard open or closed: a random share per group, groups with one open unit, groups all closed."""
+def close_randomly(
+    sparse: zg.Sparsified, generator: torch.Generator, style: str | None = None, fractional: bool = False
+) -> None:
+    """Sets every gate hard open or closed: a random share per group, groups with one open unit, groups all closed.
+
+    ``fractional``: some of the open ones are set between 0 and 1."""
     with torch.no_grad():
         for group in sparse.groups:
             kind = style or random.Random(int(torch.randint(1 << 30, (), generator=generator))).choice(
@@ -27,6 +31,9 @@ def close_randomly(sparse: zg.Sparsified, generator: torch.Generator, style: str
             else:
                 is_open = torch.full((n,), kind == "all")
             sparse.logits[group.slice] = torch.where(is_open, 8.0, -8.0).to(sparse.logits)
+        if fractional:
+            some = torch.rand(sparse.logits.shape, generator=generator) < 0.3
+            sparse.logits[some & sparse.is_open()] = 0.7
 
 
 def randomise(model: nn.Module, generator: torch.Generator) -> None:

@@ -31,11 +31,7 @@ def check(family: str, seed: int) -> None:
     assert sparse.dense_cost.macs == macs
     fresh = model.inputs(3, generator)
     for fractional in (False, True):
-        close_randomly(sparse, generator)
-        if fractional:
-            with torch.no_grad():
-                some = torch.rand(sparse.logits.shape, generator=generator) < 0.3
-                sparse.logits[some & sparse.is_open()] = 0.7
+        close_randomly(sparse, generator, fractional=fractional)
         small = sparse.compact().eval()
         model.eval()
         with torch.no_grad():

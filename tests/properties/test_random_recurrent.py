@@ -31,11 +31,7 @@ def test_recurrent_networks(seed: int) -> None:
     refused = {row.layer: row.reason for row in sparse.report().rows if row.status == "refused"}
     assert set(refused) == {"head"}
     for fractional in (False, True):
-        close_randomly(sparse, generator)
-        if fractional:
-            with torch.no_grad():
-                some = torch.rand(sparse.logits.shape, generator=generator) < 0.3
-                sparse.logits[some & sparse.is_open()] = 0.7
+        close_randomly(sparse, generator, fractional=fractional)
         small, fresh = sparse.compact().eval(), model.inputs(3, generator)
         with torch.no_grad():
             assert relative(model.eval()(fresh), small(fresh)) <= 1e-10
